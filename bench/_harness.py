@@ -1,0 +1,598 @@
+"""What every question needs: scratch filesystems, memory groups, the watchers, and their figures.
+
+All that is made here is owned by the `Bench` context and goes with it, also on Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+PYTHON = ROOT / ".venv/bin/python"
+FANWISE = ROOT / ".venv/bin/fanwise"
+CACHE = HERE / ".cache"
+LOCKS = Path("/run/lock")
+LOOP_LOCK = (LOCKS if LOCKS.is_dir() else Path(tempfile.gettempdir())) / "fanwise-loop.lock"
+PEER_PYTHON = CACHE / "peers/bin/python"
+KINDS = ("created", "modified", "written", "renamed", "deleted")
+
+Json = dict[str, Any]
+Record = tuple[tuple[str, ...], str | None, str | None]  # kinds, path, old path
+
+
+class Unavailable(Exception):
+    """A contender that is not installed here; the report says so in its place."""
+
+
+# ---- memory groups -------------------------------------------------------------------------------
+
+
+class Group:
+    """A memory cgroup of our own, v1 or v2. It is charged the kernel's event queue too."""
+
+    V1 = Path("/sys/fs/cgroup/memory")
+    V2 = Path("/sys/fs/cgroup")
+
+    def __init__(self, name: str) -> None:
+        self.v2 = (self.V2 / "cgroup.controllers").exists()
+        base = self.V2 if self.v2 else self.V1
+        if self.v2:
+            control = base / "cgroup.subtree_control"
+            if "memory" not in control.read_text().split():
+                control.write_text("+memory")
+        self.path = base / f"fanwise-bench-{os.getpid()}-{name}"
+        self.path.mkdir()
+
+    def enter(self) -> None:
+        """Move the calling process here (between fork and exec)."""
+        (self.path / "cgroup.procs").write_text("0")
+
+    def _bytes(self, v2: str, v1: str) -> int:
+        return int((self.path / (v2 if self.v2 else v1)).read_text())
+
+    def peak(self) -> int:
+        return self._bytes("memory.peak", "memory.max_usage_in_bytes")
+
+    def kernel(self) -> int:
+        """Bytes of kernel memory that are left when everything that can be reclaimed is."""
+        with contextlib.suppress(OSError):  # EAGAIN: not as much could be reclaimed
+            if self.v2:
+                (self.path / "memory.reclaim").write_text("1G")
+            else:
+                (self.path / "memory.force_empty").write_text("0")
+        if not self.v2:
+            return self._bytes("", "memory.kmem.usage_in_bytes")
+        lines = (self.path / "memory.stat").read_text().splitlines()
+        return int(dict(line.split() for line in lines)["kernel"])
+
+    def close(self) -> None:
+        for _ in range(200):
+            for pid in (self.path / "cgroup.procs").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(OSError):  # EBUSY until the last one is reaped
+                self.path.rmdir()
+                return
+            time.sleep(0.01)
+        print(f"bench: could not remove {self.path}", file=sys.stderr)
+
+
+# ---- scratch filesystems -------------------------------------------------------------------------
+
+
+def sh(*argv: str | os.PathLike[str]) -> str:
+    done = subprocess.run([os.fspath(a) for a in argv], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(map(os.fspath, argv))}: {done.stderr.strip()}")
+    return done.stdout
+
+
+class Mount:
+    """A tmpfs, or an ext4 in a sparse image; unmounted when closed."""
+
+    def __init__(self, where: Path, image: Path | None) -> None:
+        self.path, self.image = where, image
+        where.mkdir()
+        self._mount()
+
+    def _mount(self) -> None:
+        if not self.image:
+            sh("mount", "-t", "tmpfs", "-o", "size=4g,nr_inodes=0", "fanwise-bench", self.path)
+            return
+        # losetup --find and the claim are two steps; other tests here take loop devices too.
+        with open(LOOP_LOCK, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            device = sh("losetup", "--find", "--show", self.image).strip()
+        try:
+            sh("mount", device, self.path)
+        finally:
+            sh("losetup", "--detach", device)  # while mounted: the kernel detaches it at umount
+
+    def _umount(self) -> None:
+        for _ in range(100):
+            if not os.path.ismount(self.path):
+                return
+            if not subprocess.run(["umount", self.path], capture_output=True).returncode:
+                return
+            time.sleep(0.05)
+        sh("umount", "--lazy", self.path)
+
+    def cold(self) -> None:
+        """Forget every dentry and inode of it."""
+        self._umount()
+        self._mount()
+
+    def close(self) -> None:
+        self._umount()
+        self.path.rmdir()
+        if self.image:
+            self.image.unlink()
+
+
+# ---- watchers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Contender:
+    """How one watcher is started, told to end, and read."""
+
+    name: str
+    argv: Callable[[Bench, Path], list[str]]
+    ready: bytes
+    read: Callable[[bytes], Iterator[Record]]
+    drains: bool = False  # a signal makes it deliver what is queued; others need to fall quiet
+
+
+def json_records(output: bytes) -> Iterator[Record]:
+    for line in output.splitlines():
+        if line.startswith(b'{"') and b'"change"' in line[:40]:
+            item = json.loads(line)
+            yield tuple(item["kinds"]), item["path"], item.get("old_path")
+
+
+def last_json(output: bytes) -> Json:
+    """The closing line of a watcher that prints one."""
+    for line in reversed(output.splitlines()):
+        if line.startswith(b"{"):
+            found: Json = json.loads(line)
+            return found
+    return {}
+
+
+INOTIFY = {
+    "CREATE": "created",
+    "MODIFY": "modified",
+    "CLOSE_WRITE": "written",
+    "DELETE": "deleted",
+    "MOVED_TO": "renamed",
+}
+
+
+def inotifywait_records(output: bytes) -> Iterator[Record]:
+    for line in output.decode(errors="surrogateescape").splitlines():
+        flags, bar, path = line.partition("|")
+        if bar:
+            kinds = tuple(INOTIFY[f] for f in flags.split(",") if f in INOTIFY)
+            yield kinds, path, None
+
+
+def _inotifywait(bench: Bench, root: Path) -> list[str]:
+    found = shutil.which("inotifywait")
+    if not found:
+        raise Unavailable("inotifywait is not installed (apt install inotify-tools)")
+    events = "create,modify,close_write,move,delete"
+    return [found, "-m", "-r", "-e", events, "--format", "%e|%w%f", str(root)]
+
+
+def _peer(name: str) -> Callable[[Bench, Path], list[str]]:
+    def argv(bench: Bench, root: Path) -> list[str]:
+        bench.peers()
+        return [str(PEER_PYTHON), str(HERE / "_peer.py"), name, str(root)]
+
+    return argv
+
+
+def _library(*more: str) -> Callable[[Bench, Path], list[str]]:
+    def argv(bench: Bench, root: Path) -> list[str]:
+        need(PYTHON)
+        return [str(PYTHON), str(HERE / "_library.py"), *more, str(root)]
+
+    return argv
+
+
+def _command(*more: str) -> Callable[[Bench, Path], list[str]]:
+    def argv(bench: Bench, root: Path) -> list[str]:
+        need(FANWISE)
+        return [str(FANWISE), "watch", "--json", *more, str(root)]
+
+    return argv
+
+
+def need(program: Path) -> None:
+    if not program.exists():
+        raise Unavailable(f"{program} is missing (run make)")
+
+
+def _c(*more: str) -> Callable[[Bench, Path], list[str]]:
+    return lambda bench, root: [str(bench.creader), str(root), *more]
+
+
+READY, JSON_READY = b"READY\n", b'"type":"ready"'
+CONTENDERS = {
+    c.name: c
+    for c in (
+        Contender("c", _c(), READY, json_records, drains=True),
+        Contender("c lines", _c("--lines"), READY, json_records, drains=True),
+        Contender("library", _library("count"), READY, json_records, drains=True),
+        Contender("library names", _library("record"), READY, json_records, drains=True),
+        Contender("library scan", _library("scan"), READY, json_records, drains=True),
+        Contender("pure", _library("count", "--pure"), READY, json_records, drains=True),
+        Contender("pure names", _library("record", "--pure"), READY, json_records, drains=True),
+        Contender("watch --json", _command(), JSON_READY, json_records, drains=True),
+        Contender("inotifywait", _inotifywait, b"Watches established.", inotifywait_records),
+        Contender("watchdog", _peer("watchdog"), READY, json_records),
+        Contender("watchfiles", _peer("watchfiles"), READY, json_records),
+    )
+}
+PEERS = ("inotifywait", "watchdog", "watchfiles")
+
+
+class Watcher:
+    """A started watcher. Its output is read at once and kept, so that it never waits for us."""
+
+    def __init__(
+        self, name: str, argv: Sequence[str], ready: bytes, group: Group | None, reading: bool
+    ) -> None:
+        self.name, self.chunks, self.cpu_ready = name, [], 0.0
+        self.reading = threading.Event()
+        if reading:
+            self.reading.set()
+        self._pattern, self._ready, self._head = ready, threading.Event(), b""
+        self.usage: Any = None
+        self.started = time.monotonic_ns()
+        self.process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+            cwd=ROOT,
+            # What the caller's shell prefers must not decide which twin is measured.
+            env={k: v for k, v in os.environ.items() if not k.startswith("FANWISE_")},
+            preexec_fn=group.enter if group else None,
+        )
+        self.pid = self.process.pid
+        self.ready_at = 0
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    chunks: list[tuple[int, bytes]]  # when each piece arrived (CLOCK_MONOTONIC), and the piece
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        fd = self.process.stdout.fileno()
+        while chunk := os.read(fd, 1 << 20):
+            now = time.monotonic_ns()
+            self.chunks.append((now, chunk))
+            if not self._ready.is_set():
+                self._head += chunk
+                if self._pattern in self._head:
+                    self.ready_at = now
+                    self._ready.set()
+            if self._ready.is_set():
+                self.reading.wait()
+        self._ready.set()
+
+    @property
+    def output(self) -> bytes:
+        return b"".join(chunk for _, chunk in self.chunks)
+
+    def wait_ready(self, timeout: float = 120) -> float:
+        """Return the seconds from the start until it said that it watches."""
+        self._ready.wait(timeout)
+        if not self.ready_at:
+            self.kill()
+            raise Unavailable(f"{self.name} did not become ready: {self._tail()}")
+        self.cpu_ready = self.cpu()
+        return (self.ready_at - self.started) / 1e9
+
+    def cpu(self) -> float:
+        # The processor-time clock of another process: ~pid << 3 | CPUCLOCK_SCHED.
+        return time.clock_gettime((~self.pid << 3) | 2)
+
+    def quiet(self, timeout: float = 120) -> bool:
+        """Wait until it uses under 1 % of a core for a second; False when it never does."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            before = self.cpu()
+            time.sleep(1)
+            if self.cpu() - before < 0.01:
+                return True
+        return False
+
+    def stop(self, timeout: float = 300) -> Json:
+        """Tell it to end, wait until it has, and return what it used."""
+        if self.running():
+            os.kill(self.pid, signal.SIGINT)
+            self._reap(timeout)
+        self.reading.set()
+        self._thread.join(60)
+        status = self.process.returncode
+        if status not in (0, -signal.SIGINT):
+            raise Unavailable(f"{self.name} ended with status {status}: {self._tail()}")
+        return {
+            "cpu_s": self.usage.ru_utime + self.usage.ru_stime,
+            "cpu_ready_s": self.cpu_ready,
+        }
+
+    def _tail(self) -> str:
+        return " / ".join(self.output.decode(errors="replace").strip().splitlines()[-3:])[-300:]
+
+    def running(self) -> bool:
+        # Never through Popen, whose poll(), kill() and send_signal() would reap it without rusage.
+        if self.usage is None:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+            if pid:
+                self.process.returncode = os.waitstatus_to_exitcode(status)
+                self.usage = usage
+        return self.usage is None
+
+    def _reap(self, timeout: float) -> None:
+        end = time.monotonic() + timeout
+        while self.running():
+            if time.monotonic() > end:
+                os.kill(self.pid, signal.SIGKILL)
+            time.sleep(0.005)
+
+    def kill(self) -> None:
+        self.reading.set()
+        if self.running():
+            os.kill(self.pid, signal.SIGKILL)
+            self._reap(10)
+        self._thread.join(10)
+        if self.process.stdout:
+            self.process.stdout.close()
+
+
+# ---- the bench -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Bench(contextlib.ExitStack):
+    quick: bool = False
+    only: frozenset[str] = frozenset()  # contenders, when not all are wanted
+    missing: dict[str, str] = field(default_factory=dict)
+    _count: int = 0
+    _peers: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __enter__(self) -> Bench:
+        super().__enter__()
+        # A SIGTERM must unwind like a Ctrl-C, or mounts and groups stay behind.
+        old = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        self.callback(signal.signal, signal.SIGTERM, old)
+        self.scratch = Path(tempfile.mkdtemp(prefix="fanwise-bench-"))
+        self.callback(shutil.rmtree, self.scratch, ignore_errors=True)
+        for name in ("creader", "storm"):
+            sh("cc", "-O2", "-Wall", "-o", self.scratch / name, HERE / f"{name}.c")
+        self.creader, self._storm = self.scratch / "creader", self.scratch / "storm"
+        return self
+
+    @property
+    def runs(self) -> int:
+        return 1 if self.quick else 3
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def _name(self, what: str) -> str:
+        self._count += 1
+        return f"{what}{self._count}"
+
+    @contextlib.contextmanager
+    def tmpfs(self) -> Iterator[Path]:
+        with contextlib.closing(Mount(self.scratch / self._name("tmpfs"), None)) as mount:
+            yield mount.path
+
+    @contextlib.contextmanager
+    def ext4(self, directories: int) -> Iterator[Mount]:
+        """An ext4 with room for that many directories of one block each."""
+        name = self._name("ext4")
+        image = self.scratch / f"{name}.img"
+        with open(image, "wb") as file:
+            file.truncate((64 << 20) + directories * 6000)
+        sh("mkfs.ext4", "-q", "-N", str(directories + 20_000), image)
+        with contextlib.closing(Mount(self.scratch / name, image)) as mount:
+            yield mount
+
+    @contextlib.contextmanager
+    def group(self, what: str) -> Iterator[Group]:
+        with contextlib.closing(Group(self._name(what))) as group:
+            yield group
+
+    def storm(self, mode: str, root: Path, *numbers: float, group: Group | None = None) -> Json:
+        output = self.storm_lines(mode, root, *numbers, group=group)
+        found: Json = json.loads(output[-1])
+        return found
+
+    def storm_lines(
+        self, mode: str, root: Path, *numbers: float, group: Group | None = None
+    ) -> list[str]:
+        argv = [str(self._storm), mode, str(root), *(f"{n:.12g}" for n in numbers)]
+        enter = group.enter if group else None
+        # Not run(): on Ctrl-C it waits for a child that has had the same signal.
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, preexec_fn=enter) as child:
+            try:
+                output, _ = child.communicate()
+            except BaseException:
+                child.kill()
+                raise
+        if child.returncode:
+            raise RuntimeError(f"{shlex.join(argv)}: status {child.returncode}")
+        return output.splitlines()
+
+    @contextlib.contextmanager
+    def watch(
+        self, name: str, root: Path, group: Group | None = None, *more: str, reading: bool = True
+    ) -> Iterator[Watcher]:
+        """Start a contender; it is killed at the end unless it was stopped."""
+        contender = CONTENDERS[name]
+        argv = contender.argv(self, root) + list(more)
+        watcher = Watcher(name, argv, contender.ready, group, reading)
+        try:
+            yield watcher
+        finally:
+            watcher.kill()
+
+    def wanted(self, names: Iterable[str]) -> list[str]:
+        return [n for n in names if not self.only or n in self.only]
+
+    def each(self, names: Iterable[str], run: Callable[[str], Json]) -> dict[str, list[Json]]:
+        """Run A B C A B C A B C, so that a ratio compares what ran side by side."""
+        results: dict[str, list[Json]] = {}
+        for turn in range(self.runs):
+            for name in self.wanted(names):
+                if name in self.missing:
+                    continue
+                try:
+                    result = run(name)
+                except Unavailable as why:
+                    self.missing[name] = str(why)
+                    self.say(f"  {name}: {why}")
+                    continue
+                results.setdefault(name, []).append(result)
+                shown = {k: v for k, v in result.items() if isinstance(v, (int, float, str))}
+                self.say(f"  [{turn + 1}] {name}: {brief(shown)}")
+        return results
+
+    def peers(self) -> None:
+        """Make the peers' own environment once; fanwise never shares one with them."""
+        wanted = (HERE / "requirements-peers.txt").read_text()
+        stamp = CACHE / "peers/installed"
+        if self._peers is None and not (stamp.exists() and stamp.read_text() == wanted):
+            self.say("  installing watchdog and watchfiles")
+            try:
+                sh(sys.executable, "-m", "venv", "--clear", CACHE / "peers")
+                pip = [PEER_PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+                sh(*pip, "-r", HERE / "requirements-peers.txt")
+                stamp.write_text(wanted)
+            except RuntimeError as error:
+                self._peers = str(error).splitlines()[-1]
+        if self._peers:
+            raise Unavailable(f"could not be installed: {self._peers}")
+        self._peers = self._peers or ""
+
+
+# ---- figures -------------------------------------------------------------------------------------
+
+
+def brief(values: Json) -> str:
+    return ", ".join(
+        f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()
+    )
+
+
+def median(runs: Iterable[Json], key: str) -> float | None:
+    found = [r[key] for r in runs if r.get(key) is not None]
+    return statistics.median(found) if found else None
+
+
+def worst(runs: Iterable[Json], key: str, pick: Callable[[list[float]], float]) -> float | None:
+    """For what must hold every time, where a median would hide the run in which it did not."""
+    found = [r[key] for r in runs if r.get(key) is not None]
+    return pick(found) if found else None
+
+
+def ratio(value: float | None, other: float | None) -> float | None:
+    return None if value is None or not other else value / other
+
+
+def row(
+    measure: str,
+    bar: str,
+    passed: bool | None,
+    measured: str,
+    c: str = "",
+    ratio: float | None = None,
+    note: str = "",
+) -> Json:
+    """One line of the table of bars; passed is None for what could not be measured."""
+    return {
+        "measure": measure,
+        "bar": bar,
+        "measured": measured,
+        "c": c,
+        "ratio": ratio,
+        "pass": passed,
+        "note": note,
+    }
+
+
+def below(value: float | None, bar: float) -> bool | None:
+    return None if value is None else value <= bar
+
+
+def show(value: float | None, unit: str = "", digits: int = 3) -> str:
+    return "not measured" if value is None else f"{value:.{digits}g} {unit}".strip()
+
+
+def machine() -> Json:
+    cpu = "unknown"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    return {
+        "kernel": platform.release(),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "python": _version(PYTHON, "import platform; print(platform.python_version())"),
+        "fanwise": _version(PYTHON, "import importlib.metadata as m; print(m.version('fanwise'))"),
+        "watchdog": _version(
+            PEER_PYTHON, "import importlib.metadata as m; print(m.version('watchdog'))"
+        ),
+        "watchfiles": _version(
+            PEER_PYTHON, "import importlib.metadata as m; print(m.version('watchfiles'))"
+        ),
+        "inotifywait": _inotify_version(),
+        "cc": _first_line(["cc", "--version"]),
+    }
+
+
+def _first_line(argv: list[str]) -> str:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True)
+    except OSError:
+        return "not installed"
+    return (done.stdout + done.stderr).strip().split("\n")[0] if done.returncode < 2 else "unknown"
+
+
+def _version(python: Path, code: str) -> str:
+    return _first_line([str(python), "-c", code]) if python.exists() else "not installed"
+
+
+def _inotify_version() -> str:
+    line = _first_line(["dpkg-query", "-W", "-f", "${Version}", "inotify-tools"])
+    return line if line[:1].isdigit() else _first_line(["inotifywait", "--help"])

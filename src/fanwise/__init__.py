@@ -1,0 +1,90 @@
+"""Filesystem notification for Linux without silent loss.
+
+Names are loaded when they are first used: importing fanwise costs next to nothing.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+
+TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
+if TYPE_CHECKING:
+    from fanwise._errors import (
+        BusyError as BusyError,
+        ClosedError as ClosedError,
+        ConfigError as ConfigError,
+        DecodeError as DecodeError,
+        Exit as Exit,
+        FanwiseError as FanwiseError,
+        FeatureMissing as FeatureMissing,
+        FilesystemRefuses as FilesystemRefuses,
+        LifetimeError as LifetimeError,
+        LimitReached as LimitReached,
+        NoSuchRoot as NoSuchRoot,
+        NotWatchable as NotWatchable,
+        PermissionNeeded as PermissionNeeded,
+        SyscallBlocked as SyscallBlocked,
+    )
+    from fanwise.lifetime import Lifetime as Lifetime
+    from fanwise.watch._awatch import AsyncWatch as AsyncWatch, awatch as awatch
+    from fanwise.watch._change import Change as Change
+    from fanwise.watch._identity import identity as identity
+    from fanwise.watch._watch import Watch as Watch, WatchedRoot as WatchedRoot, watch as watch
+
+__version__ = "0.1.0"
+
+# Where each public name lives. A name is public when it stands here and in the block above.
+_HOMES = {
+    "AsyncWatch": "fanwise.watch._awatch",
+    "BusyError": "fanwise._errors",
+    "Change": "fanwise.watch._change",
+    "ClosedError": "fanwise._errors",
+    "ConfigError": "fanwise._errors",
+    "DecodeError": "fanwise._errors",
+    "Exit": "fanwise._errors",
+    "FanwiseError": "fanwise._errors",
+    "FeatureMissing": "fanwise._errors",
+    "FilesystemRefuses": "fanwise._errors",
+    "Lifetime": "fanwise.lifetime",
+    "LifetimeError": "fanwise._errors",
+    "LimitReached": "fanwise._errors",
+    "NoSuchRoot": "fanwise._errors",
+    "NotWatchable": "fanwise._errors",
+    "PermissionNeeded": "fanwise._errors",
+    "SyscallBlocked": "fanwise._errors",
+    "Watch": "fanwise.watch._watch",
+    "WatchedRoot": "fanwise.watch._watch",
+    "awatch": "fanwise.watch._awatch",
+    "identity": "fanwise.watch._identity",
+    "watch": "fanwise.watch._watch",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fanwise' has no attribute {name!r}")
+    # The one place where public names are made to say `fanwise` as their module. The errors come
+    # with whatever is asked for first, because everything may raise them.
+    for public, home in _HOMES.items():
+        if public == name or home == "fanwise._errors":
+            value = getattr(import_module(home), public)
+            value.__module__ = "fanwise"
+            globals()[public] = value
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+# When a sub-package is first loaded, the import system sets it as an attribute of fanwise. The
+# package fanwise.watch would so hide the public function of the same name; public names win.
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

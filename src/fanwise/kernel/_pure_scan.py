@@ -1,0 +1,48 @@
+"""scan_dirs in Python: the twin of `_scan.c`, with the same answers."""
+
+import os
+from collections.abc import Sequence
+
+from fanwise._errors import FanwiseError
+
+from .handles import name_to_handle, open_by_handle
+
+
+def scan_dirs(
+    mount_fd: int, keys: Sequence[bytes]
+) -> tuple[list[tuple[bytes, bytes, bytes]], list[tuple[bytes, int]]]:
+    """List the subdirectories of some directories: [(key, parent key, name)], [(key, errno)].
+
+    A name on which something is mounted is passed over: its handle is hidden.
+    """
+    found: list[tuple[bytes, bytes, bytes]] = []
+    failed: list[tuple[bytes, int]] = []
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOATIME
+    for key in keys:
+        if not 4 <= len(key) <= 132:
+            raise ValueError("not a handle key")
+        try:
+            fd = open_by_handle(mount_fd, key, flags)
+        except OSError as error:
+            failed.append((key, error.errno or 0))
+            continue
+        try:
+            mine = None
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    if not entry.is_dir(follow_symlinks=False):
+                        continue
+                    name = os.fsencode(entry.name)
+                    if mine is None:
+                        mine = name_to_handle(b"", fd, empty=True)[1]
+                    try:
+                        child, mount = name_to_handle(name, fd)
+                    except (OSError, FanwiseError):
+                        continue  # removed meanwhile: the stream tells
+                    if mount == mine:
+                        found.append((child, key, name))
+        except OSError as error:
+            failed.append((key, error.errno or 0))
+        finally:
+            os.close(fd)
+    return found, failed

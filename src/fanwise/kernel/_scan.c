@@ -1,0 +1,193 @@
+/* scan_dirs: the subdirectories of some directories, by handle, without the interpreter lock.
+ *
+ * For each key: open by handle, getdents64, and name_to_handle_at for every subdirectory. Nothing
+ * stays open. A name on which something is mounted is passed over: its handle is hidden.
+ */
+#define _GNU_SOURCE
+#include "_native.h"
+#include "_tree.h"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+struct dent {
+    uint64_t ino;
+    int64_t off;
+    unsigned short len;
+    unsigned char type;
+    char name[];
+};
+
+typedef struct {
+    unsigned char *p; /* entries: u32 parent, u16 key length, u16 name length, key, name */
+    size_t used, room;
+} found;
+
+static int push(found *f, uint32_t parent, const struct file_handle *h, const char *name)
+{
+    uint16_t kl = (uint16_t)(h->handle_bytes + 4), nl = (uint16_t)strlen(name);
+    size_t need = 8 + (size_t)kl + nl;
+    if (f->used + need > f->room) {
+        size_t room = f->room * 2 + need + 4096;
+        unsigned char *p = realloc(f->p, room);
+        if (!p)
+            return -1;
+        f->p = p;
+        f->room = room;
+    }
+    unsigned char *o = f->p + f->used;
+    memcpy(o, &parent, 4);
+    memcpy(o + 4, &kl, 2);
+    memcpy(o + 6, &nl, 2);
+    memcpy(o + 8, &h->handle_type, 4);
+    memcpy(o + 12, h->f_handle, h->handle_bytes);
+    memcpy(o + 8 + kl, name, nl);
+    f->used += need;
+    return 0;
+}
+
+static int scan_one(int mount, const uint8_t *key, size_t kl, uint32_t parent, char *buf,
+                    size_t room, found *f)
+{
+    union {
+        struct file_handle h;
+        char room[sizeof(struct file_handle) + 128];
+    } u;
+    u.h.handle_bytes = (unsigned)(kl - 4);
+    memcpy(&u.h.handle_type, key, 4);
+    memcpy(u.h.f_handle, key + 4, kl - 4);
+    int fd = open_by_handle_at(mount, &u.h, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOATIME);
+    if (fd < 0)
+        return errno;
+    int mine = -1, err = 0;
+    for (;;) {
+        long n = syscall(SYS_getdents64, fd, buf, room);
+        if (n < 0)
+            err = errno;
+        if (n <= 0 || err)
+            break;
+        for (long o = 0; o < n && !err;) {
+            struct dent *e = (struct dent *)(buf + o);
+            o += e->len;
+            if (e->type != DT_DIR && e->type != DT_UNKNOWN)
+                continue;
+            if (e->name[0] == '.' && (!e->name[1] || (e->name[1] == '.' && !e->name[2])))
+                continue;
+            struct stat st;
+            if (e->type == DT_UNKNOWN &&
+                (fstatat(fd, e->name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(st.st_mode)))
+                continue;
+            int mid;
+            if (mine < 0) {
+                u.h.handle_bytes = 128;
+                if (name_to_handle_at(fd, "", &u.h, &mine, AT_EMPTY_PATH)) {
+                    err = errno;
+                    break;
+                }
+            }
+            u.h.handle_bytes = 128;
+            if (name_to_handle_at(fd, e->name, &u.h, &mid, 0))
+                continue; /* removed meanwhile: the stream tells */
+            if (mid == mine && push(f, parent, &u.h, e->name) < 0)
+                err = ENOMEM;
+        }
+    }
+    close(fd);
+    return err;
+}
+
+static PyObject *scan_dirs(PyObject *self, PyObject *args)
+{
+    (void)self;
+    int mount;
+    PyObject *keys, *out = NULL, *failed = NULL;
+    if (!PyArg_ParseTuple(args, "iO:scan_dirs", &mount, &keys))
+        return NULL;
+    Py_ssize_t n = PySequence_Size(keys);
+    if (n < 0)
+        return NULL;
+    enum { ROOM = 1 << 16 };
+    found f = {NULL, 0, 0};
+    char *buf = malloc(ROOM);
+    uint8_t(*copies)[FW_KEY_MAX] = calloc((size_t)n + 1, FW_KEY_MAX);
+    uint8_t *lens = calloc((size_t)n + 1, 1);
+    int *errs = calloc((size_t)n + 1, sizeof *errs);
+    if (!buf || !copies || !lens || !errs) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *k = PySequence_GetItem(keys, i);
+        char *p;
+        Py_ssize_t kl;
+        if (!k || PyBytes_AsStringAndSize(k, &p, &kl) < 0) {
+            Py_XDECREF(k);
+            goto done;
+        }
+        if (kl < 4 || kl > FW_KEY_MAX) {
+            Py_DECREF(k);
+            PyErr_SetString(PyExc_ValueError, "not a handle key");
+            goto done;
+        }
+        memcpy(copies[i], p, (size_t)kl);
+        lens[i] = (uint8_t)kl;
+        Py_DECREF(k);
+    }
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < n; i++)
+        errs[i] = scan_one(mount, copies[i], lens[i], (uint32_t)i, buf, ROOM, &f);
+    Py_END_ALLOW_THREADS
+    out = PyList_New(0);
+    failed = PyList_New(0);
+    for (size_t o = 0; out && failed && o < f.used;) {
+        uint32_t parent;
+        uint16_t kl, nl;
+        memcpy(&parent, f.p + o, 4);
+        memcpy(&kl, f.p + o + 4, 2);
+        memcpy(&nl, f.p + o + 6, 2);
+        PyObject *k = PySequence_GetItem(keys, (Py_ssize_t)parent);
+        PyObject *e = k ? Py_BuildValue("(y#Ny#)", (char *)f.p + o + 8, (Py_ssize_t)kl, k,
+                                        (char *)f.p + o + 8 + kl, (Py_ssize_t)nl)
+                        : NULL;
+        if (!e || PyList_Append(out, e) < 0)
+            Py_CLEAR(out);
+        Py_XDECREF(e);
+        o += 8 + (size_t)kl + nl;
+    }
+    for (Py_ssize_t i = 0; out && failed && i < n; i++) {
+        if (!errs[i])
+            continue;
+        PyObject *k = PySequence_GetItem(keys, i);
+        PyObject *e = k ? Py_BuildValue("(Ni)", k, errs[i]) : NULL;
+        if (!e || PyList_Append(failed, e) < 0)
+            Py_CLEAR(failed);
+        Py_XDECREF(e);
+    }
+done:
+    free(buf);
+    free(copies);
+    free(lens);
+    free(errs);
+    free(f.p);
+    if (out && failed)
+        return Py_BuildValue("(NN)", out, failed);
+    Py_XDECREF(out);
+    Py_XDECREF(failed);
+    return NULL;
+}
+
+static PyMethodDef scan_methods[] = {
+    {"scan_dirs", scan_dirs, METH_VARARGS,
+     "scan_dirs(mount_fd, keys) -> ([(key, parent key, name)], [(key, errno)])"},
+    {NULL, NULL, 0, NULL},
+};
+
+int fw_add_scan(PyObject *m)
+{
+    return PyModule_AddFunctions(m, scan_methods);
+}

@@ -1,0 +1,200 @@
+"""Directories: the tree of a watch, its roots and exclusions, and how a directory gets its place.
+
+The tree is always as of the record being decoded. What is learnt otherwise (by opening a directory,
+or by the scan) is as of a later moment: it is put where it was by the first rename or removal that
+the records still unread in between tell of it.
+
+REFS: the resolver owns it. LOCKING: none. LIFETIME: `reset` after a loss forgets all but the roots.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from fanwise.kernel import _pure_tree as flags
+from fanwise.kernel.handles import name_to_handle
+from fanwise.kernel.mounts import Mount
+
+from .globs import Globs
+from .lookup import Link, Lookup
+
+
+class Root:
+    """A watched path: a directory, or a name in a directory. ``path`` follows its moves."""
+
+    __slots__ = ("file", "key", "path")
+
+    def __init__(self, path: str, key: bytes, file: bytes | None) -> None:
+        self.path = path
+        self.key = key  # of the directory, or of the one that holds the name
+        self.file = file
+
+    @classmethod
+    def open(cls, path: str) -> "Root":
+        """Make the root of a real path. Raises OSError."""
+        if os.path.isdir(path):
+            return cls(path, name_to_handle(path)[0], None)
+        head, tail = os.path.split(path)
+        return cls(path, name_to_handle(head)[0], os.fsencode(tail))
+
+
+class Directories:
+    """Where the directories of one superblock are."""
+
+    def __init__(
+        self,
+        tree: Any,
+        mount: Mount,
+        roots: list[Root],
+        lookup: Lookup,
+        exclude: Iterable[str] = (),
+    ) -> None:
+        self.tree = tree
+        self.mount = mount
+        self.roots = roots
+        self.lookup = lookup
+        self.globs = Globs(exclude, [root.path for root in roots])
+        # What was learnt by looking: key -> (parent key, name), as of the look.
+        self.observed: dict[bytes, tuple[bytes | None, bytes]] = {}
+        self.unscanned: list[int] = []  # indexes whose subdirectories are wanted
+        self.dead: set[bytes] | None = None  # removed while a scan runs; None: no scan
+
+    def reset(self) -> None:
+        """Forget every directory and find the roots anew. Raises NotWatchable, OSError."""
+        tree = self.tree
+        tree.clear()
+        self.observed.clear()
+        self.unscanned.clear()
+        top, _ = name_to_handle(self.mount.mount_point)
+        tree.put(top, -1, self.mount.mount_point, flags.TOP)
+        for root in list(self.roots):
+            way = self.lookup.locate(root.key, lambda key: tree.find(key) >= 0)
+            if way is None:
+                continue  # gone: the stream tells
+            self.put_way(way)
+            self.mark_root(root)
+
+    def put_way(self, way: list[Link]) -> None:
+        """Put a way up whose end is known, as it is now."""
+        for key, parent, name in reversed(way):
+            if self.tree.find(key) < 0:
+                self.put(key, self.tree.find(parent) if parent is not None else -1, name)
+
+    def mark_root(self, root: Root) -> None:
+        """Make a root's directory count as watched."""
+        at = self.tree.find(root.key)
+        if root.file is not None:
+            self.tree.flag(at, flags.FILES, 0)
+        else:
+            self.tree.flag(at, flags.ROOT, flags.EXCLUDED)
+            self.want_scan(at)
+
+    # -- places --
+
+    def put(self, key: bytes, parent: int, name: bytes, extra: int = 0) -> int:
+        """Insert or move a directory; its index."""
+        at: int = self.tree.put(key, parent, name, extra)
+        if self.globs:
+            self.judge(at)
+        return at
+
+    def judge(self, at: int) -> None:
+        """Set or clear the exclusion of one directory."""
+        _, _, now, _, _ = self.tree.info(at)
+        if now & (flags.ROOT | flags.TOP):
+            return
+        _, path = self.tree.resolve(at)
+        hit = bool(path) and self.globs.match(os.fsdecode(path))
+        if hit != bool(now & flags.EXCLUDED):
+            self.tree.flag(at, flags.EXCLUDED if hit else 0, 0 if hit else flags.EXCLUDED)
+
+    def judge_all(self) -> None:
+        """Judge every directory anew: one moved, and a glob names paths."""
+        for at in self.tree.ids():
+            self.judge(at)
+
+    def inside(self, at: int) -> bool:
+        """Say whether what happens in a directory is told."""
+        return bool(self.tree.resolve(at)[0] & flags.IN)
+
+    def want_scan(self, at: int) -> None:
+        """Note that the subdirectories of a directory are not known, unless they are."""
+        if self.tree.recursive and not self.tree.info(at)[2] & flags.SCANNED and self.inside(at):
+            self.tree.flag(at, flags.SCANNED, 0)
+            self.unscanned.append(at)
+
+    def scan_keys(self, most: int) -> list[bytes]:
+        """Take directories to scan."""
+        keys = []
+        while self.unscanned and len(keys) < most:
+            at = self.unscanned.pop()
+            try:
+                keys.append(self.tree.info(at)[3])
+            except KeyError:
+                continue  # removed meanwhile
+        return keys
+
+    # -- learning --
+
+    def missing(self, keys: Iterable[bytes], firsts: dict[bytes, Any]) -> set[bytes]:
+        """Which directories must be looked at, to place these ones."""
+        out = set()
+        for key in keys:
+            seen = set()
+            at: bytes | None = key
+            while at is not None and self.tree.find(at) < 0 and at not in seen:
+                seen.add(at)
+                place = self._place_of(at, firsts)
+                if place is None:
+                    out.add(at)
+                    break
+                at = place[0]
+        return out
+
+    def look(self, keys: Iterable[bytes]) -> set[bytes]:
+        """Open directories and note the way up from each; those that are gone."""
+        gone = set()
+
+        def known(key: bytes) -> bool:
+            return key in self.observed or self.tree.find(key) >= 0
+
+        for key in keys:
+            if key in self.observed:
+                continue
+            way = self.lookup.locate(key, known)
+            if way is None:
+                gone.add(key)
+            for child, parent, name in way or ():
+                self.observed[child] = parent, name
+        return gone
+
+    def _place_of(
+        self, key: bytes, firsts: dict[bytes, Any]
+    ) -> tuple[bytes | None, bytes] | None:
+        record = firsts.get(key)
+        if record is not None:
+            return record[3], record[4]
+        return self.observed.get(key)
+
+    def place(self, key: bytes, firsts: dict[bytes, Any], extra: int = 0) -> int:
+        """Put a directory, and what is above it, where it was; -1 when that is not known."""
+        way = []
+        at: bytes | None = key
+        parent = -1
+        while at is not None:
+            parent = self.tree.find(at)
+            if parent >= 0:
+                break
+            place = self._place_of(at, firsts)
+            if place is None or len(way) > 100_000:
+                return -1
+            way.append((at, place[1]))
+            at = place[0]
+        for child, name in reversed(way):
+            parent = self.put(child, parent, name, extra)
+            self.want_scan(parent)
+        return parent
+
+    def placed(self) -> None:
+        """End a round of learning: what was seen is in the tree now, or is of no use."""
+        self.observed.clear()

@@ -1,0 +1,184 @@
+"""Look-ups on the watched filesystem: where a directory is, what a name leads to.
+
+An idle watch holds no descriptor of a watched filesystem, so that umount works: a Lookup opens one
+when it is first asked and closes it when its ``with`` block ends, which is one slice.
+
+Linux reference: open_by_handle_at(2), name_to_handle_at(2). The mount descriptor cannot be O_PATH.
+"""
+
+import os
+from collections.abc import Callable
+from types import TracebackType
+
+from fanwise._errors import FanwiseError, NotWatchable
+from fanwise.kernel.handles import name_to_handle, open_by_handle
+from fanwise.kernel.mounts import Mount
+
+_PATH = os.O_PATH | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+# (key, parent key or None where the mount ends, name): one step of the way up.
+Link = tuple[bytes, bytes | None, bytes]
+
+
+def open_mount(mount: Mount) -> int:
+    """Open the root of a mount for reading; the caller owns the descriptor.
+
+    Raises NotWatchable when its path leads to another mount now: it was unmounted or covered.
+    """
+    try:
+        fd = os.open(mount.mount_point, _READ)
+    except OSError as error:
+        raise NotWatchable(mount.mount_point, f"cannot be opened: {error.strerror}") from error
+    try:
+        if name_to_handle(b"", fd, empty=True)[1] == mount.id:
+            return fd
+    except (OSError, FanwiseError):
+        os.close(fd)
+        raise
+    os.close(fd)
+    raise NotWatchable(mount.mount_point, "another mount covers it")
+
+
+class Lookup:
+    """Answers about one mount; ``with`` it, or ``close()`` it when the slice ends."""
+
+    def __init__(self, mount: Mount) -> None:
+        self.mount = mount
+        self._fd = -1
+
+    def __enter__(self) -> "Lookup":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor; the next question opens another."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self, key: bytes, flags: int = _PATH) -> int:
+        # -1: the object is gone, or the mount is.
+        if self._fd < 0:
+            try:
+                self._fd = open_mount(self.mount)
+            except NotWatchable:
+                return -1
+        try:
+            return open_by_handle(self._fd, key, flags)
+        except OSError:
+            return -1
+
+    def locate(self, key: bytes, known: Callable[[bytes], bool]) -> list[Link] | None:
+        """Give the way from a directory up to the first known one, or to where the mount ends.
+
+        None when the directory is gone. Each step of the way was true during the call.
+        """
+        fd = self._open(key, _PATH | os.O_DIRECTORY)
+        if fd < 0:
+            return None
+        try:
+            # The path gives all names at once, if it is the same before and after the climb. In a
+            # tree that keeps moving each name is looked for in its parent.
+            for attempt in range(16):
+                before = _fd_path(fd) if attempt < 4 else None
+                way = self._climb(fd, key, before, known)
+                if not os.fstat(fd).st_nlink:
+                    return None
+                if way is not None and (before is None or before == _fd_path(fd)):
+                    return way
+            return None
+        finally:
+            os.close(fd)
+
+    def _climb(
+        self, fd: int, key: bytes, path: bytes | None, known: Callable[[bytes], bool]
+    ) -> list[Link] | None:
+        # None: the tree changed on the way.
+        base = self.mount.mount_point.rstrip(b"/")
+        names: list[bytes] | None = None
+        if path is not None:
+            if path != self.mount.mount_point and not path.startswith(base + b"/"):
+                return [(key, None, b"")]  # reachable by handle, but not below this mount
+            names = [n for n in path[len(base) :].split(b"/") if n]
+        way: list[Link] = []
+        here = os.dup(fd)
+        try:
+            while True:
+                up = os.open(b"..", _PATH | os.O_DIRECTORY, dir_fd=here)
+                try:
+                    parent, mount = name_to_handle(b"", up, empty=True)
+                    if mount != self.mount.id or parent == key:
+                        return way
+                    if names is None:
+                        name = _name_in(up, here, key)
+                    else:
+                        name = names.pop() if names else None
+                    if name is None:
+                        return None
+                finally:
+                    os.close(here)
+                    here = up
+                way.append((key, parent, name))
+                key = parent
+                if known(key):
+                    return way
+        finally:
+            os.close(here)
+
+    def leads_to(self, directory: bytes, name: bytes, key: bytes) -> bool | None:
+        """Say whether a name leads to an object: True, False (to another), None (to nothing)."""
+        fd = self._open(directory, _PATH | os.O_DIRECTORY)
+        if fd < 0:
+            return None
+        try:
+            found, _ = name_to_handle(name, fd)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        return found == key
+
+    def links(self, key: bytes) -> int:
+        """Count an object's links: 0 when only open files hold it, -1 when it is gone."""
+        fd = self._open(key)
+        if fd < 0:
+            return -1
+        try:
+            return os.fstat(fd).st_nlink
+        finally:
+            os.close(fd)
+
+
+def _fd_path(fd: int) -> bytes | None:
+    try:
+        return os.readlink(b"/proc/self/fd/%d" % fd)
+    except OSError:  # ENAMETOOLONG: deeper than a page of path
+        return None
+
+
+def _name_in(parent: int, child: int, key: bytes) -> bytes | None:
+    inode = os.fstat(child).st_ino
+    try:
+        fd = os.open(b".", _READ, dir_fd=parent)
+    except OSError:
+        return None
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                name = os.fsencode(entry.name)
+                try:
+                    if entry.inode() == inode and name_to_handle(name, fd)[0] == key:
+                        return name
+                except OSError:
+                    continue
+    finally:
+        os.close(fd)
+    return None

@@ -1,0 +1,707 @@
+"""Resolver: chunks of records in, changes with paths out, one window at a time.
+
+A window is what was read until the kernel's queue was seen empty; only within one can the kernel
+merge a later event into an earlier record. The decoder makes the common changes itself and stops at
+records that need a decision; those are settled here. Before a window is decoded every directory
+it names is placed (directories.py); after it, what its merges left open is verified (verify.py).
+
+REFS: owned by one group of a watch. LOCKING: none, one consumer. LIFETIME: until the group closes.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from os import fsdecode
+from typing import Any, NamedTuple
+
+from fanwise.kernel import _pure_tree as flags
+from fanwise.kernel._pure_decode import (
+    ATTRIB,
+    CREATE,
+    DELETE,
+    DELETE_SELF,
+    N_DELETE,
+    N_GONE,
+    NAMED,
+    ONDIR,
+    RENAME,
+    STOP_BOTH,
+    STOP_DIR,
+    STOP_FILES,
+    STOP_HASH,
+    STOP_NAMELESS,
+    STOP_OVERFLOW,
+    STOP_REPLACED,
+    STOP_SELF,
+    STOP_UNKNOWN,
+    Record,
+    kind_index,
+)
+from fanwise.kernel.handles import identity
+from fanwise.kernel.mounts import Mount
+from fanwise.kernel.native import Parts
+
+from .directories import Directories, Root
+from .scan import Scanner
+from .verify import Verifier
+
+WINDOW = 65_536  # records, after which a window ends without an empty queue
+_LOOK_AHEAD = 64 << 20  # bytes read ahead of decoding at the most
+_SCAN_AHEAD = 1024  # directories handed to the scan at a time
+_BOTH = CREATE | DELETE
+
+
+class Chunk(NamedTuple):
+    """What one read brought: whole records, and what a loss before them cost."""
+
+    data: bytes
+    when: int  # ns since the epoch, of reading
+    drained: bool  # the kernel's queue was seen empty after it
+    lost: int  # records discarded before it
+    source: str = "ring"  # or "stopped": the marks were gone for a while, nothing was counted
+
+
+
+class Settings(NamedTuple):
+    """What a watch wants told."""
+
+    make: Callable[..., Any]  # builds a change; see Change
+    kinds: list[tuple[str, ...]]  # 512 tuples of kinds by kind_index
+    want: int  # mask bits to tell
+    pids: tuple[int, ...]  # processes to ignore
+
+
+class Resolver:
+    """Turns what one kernel group read into changes."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        directories: Directories,
+        scanner: Scanner,
+        take: Callable[[], tuple[bytes, int, bool, int] | None],
+        sync: Callable[[], bool],
+        settings: Settings,
+    ) -> None:
+        self.dirs = directories
+        self.lookup = directories.lookup
+        self.tree = directories.tree
+        self.scanner = scanner
+        self._take, self._sync_source = take, sync
+        self.settings = settings
+        self._dev = directories.mount.dev
+        # Names deleted of objects that live on: handle key -> {directory key + name}.
+        self.gone: dict[bytes, set[bytes]] = {}
+        self._gone_limit = 4096
+        device = f"{self._dev[0]}:{self._dev[1]}"
+        make, kinds, want, pids = settings
+        self.decoder = parts.Decoder(self.tree, make, kinds, want, device, pids, self.gone)
+        # Notes what the chunks behind the window say, without decoding them.
+        self._ahead = parts.Decoder(self.tree, make, kinds, want, device, pids, {})
+        self.verifier = Verifier(self)
+        self.backlog: deque[Chunk] = deque()
+        self._backlog_bytes = 0
+        self._open = False
+        self._drained = True
+        self._currents: list[int] = []
+        self._unlinked_tmp: dict[bytes, tuple[bytes, bytes] | None] = {}
+        self.scanned = False
+        self.stale = False  # a loss was told and the tree is not whole again
+        self.records = 0
+        self.lost: list[tuple[int | None, str]] = []
+        self.finished: list[Root] = []  # roots that ended
+
+    # -- intake --
+
+    def start(self) -> None:
+        """Find the roots and begin the scan. Call it when the mark is set."""
+        with self.lookup:
+            self.dirs.reset()
+        self.dirs.dead = set()
+        self._scan_more()
+
+    def push_stop(self) -> None:
+        """Queue, behind everything read so far, the news that the marks were gone for a while."""
+        self._pull(1 << 40)
+        self.backlog.append(Chunk(b"", time.time_ns(), True, 1, "stopped"))
+
+    def _pull(self, most: int) -> None:
+        while self._backlog_bytes < most:
+            chunk = self._take()
+            if chunk is None:
+                return
+            self.backlog.append(Chunk(*chunk))
+            self._backlog_bytes += len(chunk[0])
+
+    def _pop(self) -> Chunk | None:
+        if not self.backlog:
+            chunk = self._take()
+            return Chunk(*chunk) if chunk else None
+        first = self.backlog.popleft()
+        self._backlog_bytes -= len(first.data)
+        return first
+
+    def sync(self) -> bool:
+        """Read until the queue is empty: all that was raised before is in the backlog then.
+
+        False when that cannot be said: paths learnt by looking are "current" then, not "exact".
+        """
+        complete = self._sync_source()
+        self._pull(_LOOK_AHEAD)
+        return complete and self._backlog_bytes < _LOOK_AHEAD
+
+    # -- slices --
+
+    def step(self, limit: int) -> list[Any]:
+        """The next slice of changes; [] when there is nothing to do now."""
+        with self.lookup:
+            rows: list[Any] = []
+            if not self._open:
+                if not self._begin(rows):
+                    self._scan_more()
+                    return self._filter(rows)
+                self._open = True
+            while len(rows) < limit:
+                made, stop = self.decoder.decode(limit - len(rows))
+                rows = rows + made if rows else made
+                if stop:
+                    self._settle(stop, self.decoder.record(), rows)
+                    self.decoder.advance()
+                elif not self.decoder.pending:
+                    self._end(rows)
+                    break
+                else:
+                    break
+            return self._filter(rows)
+
+    def remount(self, mount: Mount, rows: list[Any]) -> None:
+        """Follow the mount to another mount point."""
+        self.dirs.mount = self.lookup.mount = mount
+        for at in self.tree.ids():
+            if self.tree.info(at)[2] & flags.TOP:
+                self.tree.move(at, -1, mount.mount_point)
+        now = (ONDIR | RENAME, 0, time.time(), None, None, None, None, None, None)
+        self._follow_roots(now, rows, told=False)
+
+    def tell_roots(self, rows: list[Any], kind: str) -> None:
+        """Tell something of every root: what became of its mount."""
+        for root in self.dirs.roots:
+            rows.append(
+                self.settings.make(
+                    (kind,), root.path, None, root.file is None, 0, None, time.time(), "exact"
+                )
+            )
+
+    @property
+    def pending(self) -> bool:
+        """Whether step() has more to do without anything new."""
+        return self._open or bool(self.backlog)
+
+    def _begin(self, rows: list[Any]) -> bool:
+        found = self.scanner.take()
+        complete = self.sync() if found else True
+        records = 0
+        drained = False
+        while records < WINDOW:
+            chunk = self._pop()
+            if chunk is None:
+                if not records or drained:
+                    break
+                # The reader is between two reads, or a full ring hid that the queue was empty.
+                self._sync_source()
+                self._pull(_LOOK_AHEAD)
+                if not self.backlog:
+                    drained = True
+                continue
+            if chunk.lost:
+                if records:  # the window ends before the gap
+                    self._unpop(chunk)
+                    drained = True
+                    break
+                count = chunk.lost if chunk.source == "ring" else None
+                self._loss(rows, count, chunk.source)
+                if chunk.data:
+                    self._unpop(chunk._replace(lost=0))
+                return False
+            if chunk.data:
+                records += self.decoder.add(chunk.data, chunk.when / 1e9)
+            drained = chunk.drained
+            if drained and records:
+                break
+        self._drained = drained
+        self.records += records
+        self._learn(found, complete, new=records > 0)
+        if not records:
+            return False
+        if self._unlinked_tmp:
+            for record in self.decoder.name_records(self._unlinked_tmp):
+                if record[0] & CREATE:
+                    self._unlinked_tmp[record[7]] = record[3], record[4]
+        self.verifier.begin()
+        return True
+
+    def _unpop(self, chunk: Chunk) -> None:
+        self.backlog.appendleft(chunk)
+        self._backlog_bytes += len(chunk.data)
+
+    def _end(self, rows: list[Any]) -> None:
+        self.verifier.end(rows, self._drained)
+        for key in [k for k in self._unlinked_tmp if self.decoder.notes(k)[0] & N_GONE]:
+            del self._unlinked_tmp[key]
+        for key, directory, name in self.decoder.finish():
+            self.gone.setdefault(key, set()).add(directory + name)
+        if len(self.gone) > self._gone_limit:
+            # Other hard links keep an object without any file being open: those are forgotten.
+            for key in list(self.gone):
+                if self.lookup.links(key) != 0:
+                    del self.gone[key]
+            self._gone_limit = max(4096, 2 * len(self.gone))
+        for at in self._currents:
+            self.tree.flag(at, 0, flags.CURRENT)
+        self._currents.clear()
+        if self._drained:
+            self.tree.sweep()
+        self._open = False
+        self._scan_more()
+
+    def mark_current(self, at: int) -> None:
+        """Say that paths below a directory are not exact until the window ends."""
+        if at not in self._currents:
+            self.tree.flag(at, flags.CURRENT, 0)
+            self._currents.append(at)
+
+    # -- learning --
+
+    def firsts(self) -> dict[bytes, Record]:
+        """For each directory the first record, from here on, that names it as an object."""
+        out: dict[bytes, Record] = {}
+        for record in self.decoder.dir_records():
+            out.setdefault(record[7], record)
+        self._note_ahead()
+        for record in self._ahead.dir_records():
+            out.setdefault(record[7], record)
+        self._ahead.finish()
+        return out
+
+    def _note_ahead(self) -> None:
+        for chunk in self.backlog:
+            if chunk.lost:
+                break
+            if chunk.data:
+                self._ahead.add(chunk.data, chunk.when / 1e9)
+
+    def later_names(self, keys: set[bytes]) -> list[Record]:
+        """Name records of some objects behind the window."""
+        self._note_ahead()
+        out: list[Record] = self._ahead.name_records(keys)
+        self._ahead.finish()
+        return out
+
+    def _learn(self, found: list[Any], complete: bool, new: bool) -> None:
+        dirs = self.dirs
+        unknown = self.decoder.unknown() if new else []
+        if not found and not unknown:
+            return
+        scanned: list[bytes] = []
+        for children, _ in found:
+            for key, parent, name in children:
+                if self.tree.find(key) < 0 and not (dirs.dead and key in dirs.dead):
+                    dirs.observed[key] = parent, name
+                    scanned.append(key)
+        firsts = self.firsts()
+        asked: set[bytes] = set()
+        for _ in range(64):  # each round goes one unknown directory up, or learns from the stream
+            missing = dirs.missing([*unknown, *scanned], firsts) - asked
+            if not missing:
+                break
+            asked |= missing
+            dirs.look(missing)
+            complete = self.sync() and complete
+            firsts = self.firsts()
+        for key in scanned:
+            dirs.place(key, firsts)
+        for key in unknown:
+            at = dirs.place(key, firsts)
+            if at >= 0 and asked and not complete:
+                self.mark_current(at)
+        dirs.placed()
+
+    def _scan_more(self) -> None:
+        room = _SCAN_AHEAD - self.scanner.busy
+        if self.dirs.unscanned and room > 0:
+            self.scanner.give(self.dirs.scan_keys(room))
+        if not self.dirs.unscanned and not self.scanner.busy:
+            self.dirs.dead = None
+            if self.stale:
+                self.stale = False
+                self._mark_top(0, flags.CURRENT)
+            self.scanned = True
+
+    def _mark_top(self, add: int, clear: int) -> None:
+        for at in self.tree.ids():
+            if self.tree.info(at)[2] & flags.TOP:
+                self.tree.flag(at, add, clear)
+
+    def _loss(self, rows: list[Any], count: int | None, source: str) -> None:
+        """Tell a loss, drop the model, and scan anew behind the mark."""
+        self.lost.append((count, source))
+        roots = tuple(root.path for root in self.dirs.roots)
+        rows.append(
+            self.settings.make(
+                ("lost",), roots[0] if roots else "", None, True, 0, None, time.time(), "current",
+                None, False, None, False, roots, count, source,
+            )
+        )  # fmt: skip
+        self.scanner.reset()
+        self.gone.clear()
+        self._unlinked_tmp.clear()
+        self.verifier.reset()
+        self.scanned = False
+        self.stale = True
+        self.dirs.reset()
+        self.dirs.dead = set()
+        self._mark_top(flags.CURRENT, 0)
+
+    # -- records that need a decision --
+
+    def _settle(self, stop: int, record: Record, rows: list[Any]) -> None:
+        if stop == STOP_DIR:
+            self._directory(record, rows)
+        elif stop == STOP_SELF:
+            self._itself(record, rows)
+        elif stop == STOP_REPLACED:
+            self._replaced(record, rows)
+        elif stop == STOP_BOTH:
+            self._both(record, rows)
+        elif stop == STOP_HASH:
+            self._hash(record, rows)
+        elif stop == STOP_FILES:
+            self._files(record, rows)
+        elif stop in (STOP_UNKNOWN, STOP_NAMELESS):
+            self._unknown(record, rows)
+        elif stop == STOP_OVERFLOW:
+            self._overflow(rows)
+
+    def _overflow(self, rows: list[Any]) -> None:
+        # What follows in the window was queued after the gap: the tree is of no use for it.
+        self._loss(rows, None, "kernel")
+        self._learn([], True, new=True)
+
+    def tell(
+        self,
+        rows: list[Any],
+        record: Record,
+        bits: int,
+        path: str,
+        old: str | None,
+        source: str,
+        *,
+        key: bytes | None = None,
+        replaced: bytes | None = None,
+        unlinked: bool = False,
+        exists: bool | None = None,
+        correction: bool = False,
+    ) -> None:
+        """Append one change, unless its kinds or its process are not wanted."""
+        mask, pid, when = record[:3]
+        bits &= self.settings.want
+        if not bits or pid in self.settings.pids:
+            return
+        if bits & _BOTH != _BOTH:
+            exists = None
+        key = key or record[7]
+        rows.append(
+            self.settings.make(
+                self.settings.kinds[kind_index(bits)],
+                path,
+                old,
+                bool(mask & ONDIR),
+                pid,
+                identity(self._dev, key) if key else None,
+                when,
+                source,
+                identity(self._dev, replaced) if replaced else None,
+                unlinked,
+                exists,
+                correction,
+            )
+        )
+
+    def where(self, directory: bytes | None, name: bytes) -> tuple[bool, str, str] | None:
+        """(inside, path, source) of a name in a directory; None when the directory is unknown."""
+        at = self.tree.find(directory) if directory else -1
+        if at < 0:
+            return None
+        scope, path = self.tree.resolve(at)
+        inside = bool(scope & flags.IN)
+        if scope & flags.IN_FILES:
+            inside = any(r.key == directory and r.file == name for r in self.dirs.roots)
+        text = fsdecode(path + b"/" + name)
+        return inside, text, "current" if scope & flags.IN_CURRENT else "exact"
+
+    def _directory(self, record: Record, rows: list[Any]) -> None:
+        mask, _, _, directory, name, directory2, name2, target, _ = record
+        assert name is not None
+        if directory is None or target is None:
+            self._unknown(record, rows)
+            return
+        if mask & RENAME:
+            assert directory2 is not None
+            assert name2 is not None
+            self._move(record, rows)
+            return
+        place = self.where(directory, name)
+        if place is None:
+            self._unknown(record, rows)
+            if mask & DELETE:
+                self._drop(target, record, rows)
+            return
+        inside, path, source = place
+        parent = self.tree.find(directory)
+        if mask & CREATE:
+            # Born under the mark: what is made in it is in the stream, nothing is to be scanned.
+            self.dirs.put(target, parent, name, flags.SCANNED)
+        if inside:
+            exists = False if mask & _BOTH == _BOTH else None
+            self.tell(rows, record, mask, path, None, source, exists=exists)
+        if mask & DELETE:
+            self._drop(target, record, rows, told=inside)
+
+    def _drop(
+        self, key: bytes, record: Record, rows: list[Any], told: bool = False
+    ) -> None:
+        at = self.tree.find(key)
+        if self.dirs.dead is not None:
+            self.dirs.dead.add(key)
+        if at < 0:
+            return
+        for root in [r for r in self.dirs.roots if r.key == key]:
+            if not told or root.file is not None:
+                self.tell(rows, record, DELETE, root.path, None, "exact", key=key)
+            self.dirs.roots.remove(root)
+            self.finished.append(root)
+        self.tree.drop(at)
+
+    def _move(self, record: Record, rows: list[Any]) -> None:
+        _, _, _, directory, name, directory2, name2, target, _ = record
+        assert directory is not None
+        assert directory2 is not None
+        assert name is not None
+        assert name2 is not None
+        assert target is not None
+        old, new = self.where(directory, name), self.where(directory2, name2)
+        if new is None:
+            self._unknown(record, rows)
+            self.dirs.put(target, -1, name2)
+            return
+        parent = self.tree.find(directory2)
+        victim = None
+        after = self.decoder.peek()
+        if after is not None and after[0] & ONDIR and after[4] == b"." and after[0] & ATTRIB:
+            at = self.tree.find(after[3])
+            if after[3] != target and at >= 0 and self.tree.info(at)[:2] == (parent, name2):
+                victim = after[3]
+        self.dirs.put(target, parent, name2)
+        at = self.tree.find(target)
+        own = any(r.key == target for r in self.dirs.roots)
+        if old is not None and old[0] and new[0]:
+            source = "current" if "current" in (old[2], new[2]) else "exact"
+            self.tell(rows, record, RENAME, new[1], old[1], source, replaced=victim)
+        elif new[0]:
+            self.tell(rows, record, CREATE, new[1], None, new[2], replaced=victim)
+        elif old is not None and old[0] and not own:
+            self.tell(rows, record, DELETE, old[1], None, old[2])
+        if victim is not None:
+            self._drop(victim, record, rows, told=True)
+        if self.dirs.globs.anchored:
+            self.dirs.judge_all()
+        self.dirs.want_scan(at)
+        self._follow_roots(record, rows, told=old is not None and old[0] and new[0])
+
+    def _follow_roots(self, record: Record, rows: list[Any], told: bool) -> None:
+        for root in self.dirs.roots:
+            at = self.tree.find(root.key)
+            if at < 0:
+                continue
+            _, path = self.tree.resolve(at)
+            text = fsdecode(path) or "/"
+            if root.file is not None:
+                text = text.rstrip("/") + "/" + fsdecode(root.file)
+            if text == root.path or not path:
+                continue
+            if not (told and root.key == record[7]):
+                self.tell(rows, record, RENAME, text, root.path, "exact", key=root.key)
+            root.path = text
+
+    def _itself(self, record: Record, rows: list[Any]) -> None:
+        mask, _, _, directory, _, _, _, _, _ = record
+        at = self.tree.find(directory) if directory else -1
+        if at < 0 or directory is None:
+            return
+        scope, path = self.tree.resolve(at)
+        bits = mask & ~(DELETE_SELF | ONDIR)
+        if mask & DELETE_SELF:
+            told = self.decoder.notes(directory)[0] & N_DELETE
+            if not told and not self.tree.info(at)[2] & flags.ZOMBIE:
+                # No DELETE names it: a rename put another directory in its place.
+                bits &= ~ATTRIB
+                self._drop(directory, record, rows)
+        if bits and scope & flags.IN:
+            source = "current" if scope & flags.IN_CURRENT else "exact"
+            self.tell(rows, record, bits, fsdecode(path) or "/", None, source, key=directory)
+
+    def _rename_file(self, record: Record, rows: list[Any], replaced: bytes | None) -> None:
+        _, _, _, directory, name, directory2, name2, _, _ = record
+        assert name is not None
+        assert name2 is not None
+        old, new = self.where(directory, name), self.where(directory2, name2)
+        if new is not None and new[0]:
+            if old is not None and old[0]:
+                source = "current" if "current" in (old[2], new[2]) else "exact"
+                self.tell(rows, record, RENAME, new[1], old[1], source, replaced=replaced)
+            else:
+                self.tell(rows, record, CREATE, new[1], None, new[2], replaced=replaced)
+        elif old is not None and old[0]:
+            self.tell(rows, record, DELETE, old[1], None, old[2])
+
+    def _replaced(self, record: Record, rows: list[Any]) -> None:
+        victim = self._sure_victim(record)
+        if victim is not None and not self.decoder.notes(victim)[0] & N_GONE:
+            assert record[5] is not None
+            assert record[6] is not None
+            self.gone.setdefault(victim, set()).add(record[5] + record[6])
+        self._rename_file(record, rows, victim)
+
+    def _sure_victim(self, record: Record) -> bytes | None:
+        # The candidate's link count fell right after the rename. It is the victim unless this
+        # window tells of another reason: its name was deleted, or it was last at another name.
+        victim = record[8]
+        if victim is None or self.decoder.notes(victim)[0] & N_DELETE:
+            return None
+        names = self.decoder.name_records({victim})
+        if names:
+            last = names[-1]
+            at = last[5:7] if last[0] & RENAME else last[3:5]
+            if at != record[5:7]:
+                return None
+        return victim
+
+    def _both(self, record: Record, rows: list[Any]) -> None:
+        # Created and deleted in one record, in an order that only the disk knows.
+        mask, _, _, directory, name, _, _, target, _ = record
+        place = self.where(directory, name or b"")
+        if place is None or not place[0] or directory is None or name is None or target is None:
+            return
+        exists = self.lookup.leads_to(directory, name, target) is True
+        self.verifier.told_both(target, directory, name, exists)
+        if not exists:
+            self.gone.setdefault(target, set()).add(directory + name)
+        self.tell(rows, record, mask, place[1], None, place[2], exists=exists)
+
+    def _hash(self, record: Record, rows: list[Any]) -> None:
+        # "#123" is what the kernel calls an O_TMPFILE file, and may be a real name as well.
+        mask, _, _, directory, name, _, _, target, _ = record
+        place = self.where(directory, name or b"")
+        if place is None or directory is None or name is None or target is None:
+            return
+        if target not in self._unlinked_tmp:
+            if self.lookup.leads_to(directory, name, target) is True or self._named(target):
+                self.tell(rows, record, mask, place[1], None, place[2])
+                return
+            link = None
+            for other in self.decoder.name_records({target}):
+                if other[0] & CREATE:
+                    link = other[3], other[4]
+            self._unlinked_tmp[target] = link
+        link = self._unlinked_tmp[target]
+        if link is None:
+            return
+        linked = self.where(*link)
+        if linked is not None and linked[0]:
+            self.tell(rows, record, mask, linked[1], None, linked[2])
+
+    def _named(self, target: bytes) -> bool:
+        # Deleted or renamed since, but named "#123" in this window: a real file then.
+        return any(
+            (r[6] if r[0] & RENAME else r[4] or b"").startswith(b"#")
+            for r in self.decoder.name_records({target})
+        )
+
+    def _files(self, record: Record, rows: list[Any]) -> None:
+        # A directory in which only some names are watched.
+        mask, _, _, directory, name, directory2, name2, target, _ = record
+        if mask & RENAME:
+            after = self.decoder.peek()
+            victim = None
+            if after is not None and after[4] is None and after[0] & ATTRIB:
+                victim = self._sure_victim((*record[:8], after[7]))
+            self._rename_file(record, rows, victim if victim != target else None)
+            return
+        place = self.where(directory, name or b"")
+        if place is None or not place[0]:
+            return
+        if mask & _BOTH == _BOTH:
+            self._both(record, rows)
+        else:
+            if mask & DELETE and target and directory and name:
+                if not self.decoder.notes(target)[0] & N_GONE:
+                    self.gone.setdefault(target, set()).add(directory + name)
+            elif mask & CREATE and target:
+                self.gone.pop(target, None)
+            unlinked = (
+                not mask & NAMED
+                and target in self.gone
+                and (directory or b"") + (name or b"") in self.gone[target]
+            )
+            self.tell(rows, record, mask, place[1], None, place[2], unlinked=unlinked)
+
+    def _unknown(self, record: Record, rows: list[Any]) -> None:
+        mask, _, _, directory, name, directory2, name2, target, _ = record
+        old, new = self.where(directory, name or b""), self.where(directory2, name2 or b"")
+        if mask & RENAME:
+            if target is not None and mask & ONDIR:
+                at = self.tree.find(target)
+                if at >= 0 and new is not None and directory2 is not None and name2 is not None:
+                    self.tree.move(at, self.tree.find(directory2), name2)
+            if new is not None and new[0]:
+                self.tell(rows, record, CREATE, new[1], None, new[2])
+                return
+            if old is not None:
+                if old[0]:
+                    self.tell(rows, record, DELETE, old[1], None, old[2])
+                return
+        # Only the last name is known; it stands without a slash.
+        self.tell(rows, record, mask & ~ATTRIB if name is None else mask,
+                  fsdecode(name2 or name or b""), None, "unknown")  # fmt: skip
+
+    # -- exclusions of files --
+
+    def _filter(self, rows: list[Any]) -> list[Any]:
+        globs = self.dirs.globs
+        if not globs or not rows:
+            return rows
+        out = []
+        for row in rows:
+            new = globs.match(row.path)
+            old = row.old_path is not None and globs.match(row.old_path)
+            if row.old_path is None or new == old:
+                if not new:
+                    out.append(row)
+                continue
+            # It came out of an excluded name, or went into one.
+            bits = DELETE if new else CREATE
+            if bits & self.settings.want:
+                out.append(
+                    self.settings.make(
+                        self.settings.kinds[kind_index(bits)],
+                        row.old_path if new else row.path,
+                        None,
+                        row.is_dir,
+                        row.pid,
+                        row.identity,
+                        row.time,
+                        row.path_source,
+                        None if new else row.replaced,
+                    )
+                )
+        return out

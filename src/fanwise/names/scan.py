@@ -1,0 +1,106 @@
+"""Scan: one background thread that lists the subdirectories of directories, by handle.
+
+It knows nothing but handles: the consumer hands out work when it has nothing to deliver, and applies
+what comes back, so the scan yields to delivery and the tree has one owner. The descriptor of the
+mount lives for one piece of work.
+
+LOCKING: `_lock` covers the two queues. LIFETIME: `stop` joins; work in hand is dropped.
+"""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from fanwise._errors import FanwiseError
+
+Found = tuple[list[tuple[bytes, bytes, bytes]], list[tuple[bytes, int]]]
+
+PIECE = 128  # directories
+
+
+class Scanner:
+    """Lists subdirectories; `wake` is called in its thread when a result is ready."""
+
+    def __init__(
+        self,
+        scan_dirs: Callable[[int, Sequence[bytes]], Found],
+        open_mount: Callable[[], int],
+        wake: Callable[[], None],
+    ) -> None:
+        self._scan_dirs, self._open_mount, self._wake = scan_dirs, open_mount, wake
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._keys: deque[bytes] = deque()
+        self._done: deque[tuple[int, Found]] = deque()
+        self._busy = 0  # directories handed out and not yet taken back
+        self._round = 0
+        self._stop = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> int:
+        """Directories handed out whose results were not taken yet."""
+        return self._busy
+
+    def give(self, keys: Sequence[bytes]) -> None:
+        """Hand out directories; the thread starts with the first."""
+        if not keys:
+            return
+        with self._lock:
+            self._keys.extend(keys)
+            self._busy += len(keys)
+            self._work.notify()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="fw-scan", daemon=True)
+            self._thread.start()
+
+    def take(self) -> list[Found]:
+        """Take the results that are ready."""
+        with self._lock:
+            done = list(self._done)
+            self._done.clear()
+            self._busy -= sum(count for count, _ in done)
+        return [found for _, found in done]
+
+    def reset(self) -> None:
+        """Forget work and results: the tree was dropped."""
+        with self._lock:
+            self._round += 1
+            self._keys.clear()
+            self._done.clear()
+            self._busy = 0
+
+    def stop(self) -> None:
+        """End the thread."""
+        with self._lock:
+            self._stop = True
+            self._keys.clear()
+            self._work.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                self._work.wait_for(lambda: self._stop or self._keys)
+                if self._stop:
+                    return
+                now = self._round
+                piece = [self._keys.popleft() for _ in range(min(PIECE, len(self._keys)))]
+            result = self._piece(piece)
+            with self._lock:
+                if now != self._round:
+                    continue
+                self._done.append((len(piece), result))
+            self._wake()
+
+    def _piece(self, keys: list[bytes]) -> Found:
+        try:
+            fd = self._open_mount()
+        except (FanwiseError, OSError):
+            return [], [(key, 0) for key in keys]
+        try:
+            return self._scan_dirs(fd, keys)
+        finally:
+            os.close(fd)

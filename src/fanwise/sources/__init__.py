@@ -1,0 +1,1 @@
+"""Sources: adapters that turn a kernel channel into records."""

@@ -1,0 +1,1 @@
+"""Watch: change streams. What changed, where, and by whom."""

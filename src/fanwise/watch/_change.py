@@ -1,0 +1,85 @@
+"""Change: what a watch tells, and its kinds."""
+
+import msgspec
+
+from fanwise.kernel import fanotify as fan
+
+# The kinds that records can hold, in the order in which one change names them, and their bits.
+_BITS = {
+    "created": fan.FAN_CREATE,
+    "modified": fan.FAN_MODIFY,
+    "written": fan.FAN_CLOSE_WRITE,
+    "attributes": fan.FAN_ATTRIB,
+    "renamed": fan.FAN_RENAME,
+    "deleted": fan.FAN_DELETE,
+    "opened": fan.FAN_OPEN,
+    "accessed": fan.FAN_ACCESS,
+    "executed": fan.FAN_OPEN_EXEC,
+}
+KINDS = tuple(_BITS)
+DEFAULT_KINDS = KINDS[:6]
+
+# By kernel._pure_decode.kind_index: bit i of the index is the i-th kind.
+KIND_TABLE = [
+    tuple(kind for i, kind in enumerate(KINDS) if index >> i & 1) for index in range(512)
+]
+
+
+def mask_of(kinds: tuple[str, ...]) -> int:
+    """Return the event bits of some kinds. Raises KeyError for a kind that does not exist."""
+    mask = 0
+    for kind in kinds:
+        mask |= _BITS[kind]
+    return mask
+
+
+class Change(
+    msgspec.Struct,
+    frozen=True,
+    gc=False,
+    omit_defaults=True,
+    tag="change",
+    tag_field="type",
+    rename={"is_dir": "dir"},
+):
+    """One change, as the kernel recorded it: one object, one name, one process, one or more kinds.
+
+    ``kinds``: what happened, of ``created modified written attributes renamed deleted`` and, when
+    asked for, ``opened accessed executed``; or one of ``mounted unmounted lost``. The kernel merges
+    what happens to a name before it is read, so that a new file that was written and closed is one
+    change ``("created", "modified", "written")``; the order of kinds says nothing.
+
+    ``path``: absolute, the path that the object had when it happened. A rename is one change with
+    ``old_path`` and ``path``; a move into the watched tree is ``created``, out of it ``deleted``.
+    ``path_source`` is ``"exact"``, or ``"current"`` (a path that was right a moment later, or while
+    the tree is read again after a loss), or ``"unknown"``: then ``path`` is only the last name.
+
+    ``is_dir``: whether it is a directory. ``pid``: the process that did it (0 when not known).
+    ``identity``: names the object for as long as its filesystem is mounted; see `identity`.
+    ``time``: seconds since the epoch, of reading; the kernel gives none.
+
+    ``replaced``: the identity of the object that a rename put out of its name, None when there was
+    none or it is not known. ``unlinked``: done through an open file whose name was deleted before.
+    ``exists``: for created and deleted in one change, how it ended. ``correction``: told because
+    the order of merged records was unknowable and the disk said otherwise.
+
+    Of ``lost``: ``roots`` are the watched paths below which changes were lost, ``count`` how many
+    records (None when the kernel did not say), ``source`` ``"ring"``, ``"kernel"`` or
+    ``"stopped"``.
+    """
+
+    kinds: tuple[str, ...]
+    path: str
+    old_path: str | None
+    is_dir: bool
+    pid: int
+    identity: str | None
+    time: float
+    path_source: str
+    replaced: str | None = None
+    unlinked: bool = False
+    exists: bool | None = None
+    correction: bool = False
+    roots: tuple[str, ...] | None = None
+    count: int | None = None
+    source: str | None = None

@@ -1,0 +1,109 @@
+"""A group of a watch: one superblock, seen through one mount, and the roots on it.
+
+REFS      owns the source (kernel group, drain), the scanner, and the resolver with its tree.
+LIFETIME  open() marks, then finds the roots, then scans: nothing between is missed.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fanwise.kernel.mounts import Mount
+from fanwise.kernel.native import Parts
+from fanwise.names.directories import Directories, Root
+from fanwise.names.lookup import Lookup, open_mount
+from fanwise.names.resolver import Resolver, Settings
+from fanwise.names.scan import Scanner
+from fanwise.sources.fanotify import FanotifySource
+
+_SYNC_SECONDS = 2.0
+
+
+class Group:
+    """Watches the roots of one mount."""
+
+    def __init__(
+        self,
+        mount: Mount,
+        roots: list[str],
+        mask: int,
+        ring: int,
+        parts: Parts,
+        settings: Settings,
+        exclude: Iterable[str],
+        recursive: bool,
+        wake: Callable[[], None],
+    ) -> None:
+        self.mount = mount
+        self.paths = roots
+        self.source = FanotifySource(roots[0], mask, ring, parts)
+        self._parts, self._settings = parts, settings
+        self._exclude, self._recursive, self._wake = exclude, recursive, wake
+        self.resolver: Resolver
+        self.scanner: Scanner
+        self._farewell: str | None = None
+
+    def open(self) -> None:
+        """Mark the filesystem and begin. Raises NotWatchable, OSError."""
+        self.source.open()
+        try:
+            lookup = Lookup(self.mount)
+            dirs = Directories(
+                self._parts.Tree(self._recursive),
+                self.mount,
+                [Root.open(path) for path in self.paths],
+                lookup,
+                self._exclude,
+            )
+            self.scanner = Scanner(
+                self._parts.scan_dirs, lambda: open_mount(lookup.mount), self._wake
+            )
+            drain = self.source.drain
+            self.resolver = Resolver(
+                self._parts,
+                dirs,
+                self.scanner,
+                drain.take,
+                lambda: bool(drain.sync(_SYNC_SECONDS)),
+                self._settings,
+            )
+            self.resolver.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable while there are records."""
+        fd: int = self.source.drain.fileno()
+        return fd
+
+    def step(self, limit: int) -> list[Any]:
+        """Return the next slice of changes."""
+        rows = self.resolver.step(limit)
+        if not rows and self._farewell and not self.pending:
+            self.resolver.tell_roots(rows, self._farewell)
+            self._farewell = None
+            self.resolver.dirs.roots.clear()
+        return rows
+
+    @property
+    def pending(self) -> bool:
+        """Whether step() has more to do."""
+        return self.resolver.pending
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can come."""
+        if self.pending or self._farewell:
+            return False
+        return not self.resolver.dirs.roots or bool(self.source.drain.ended)
+
+    def unmounted(self) -> None:
+        """Say goodbye once everything read before is delivered."""
+        self._farewell = "unmounted"
+        self.source.stop()
+
+    def close(self) -> None:
+        """Stop the threads and close the kernel group; idempotent."""
+        self.source.close()
+        if hasattr(self, "scanner"):
+            self.scanner.stop()

@@ -1,0 +1,24 @@
+"""identity: the name of an object that outlives its paths."""
+
+import os
+
+from fanwise.kernel import handles
+from fanwise.kernel.mounts import mount_of
+
+
+def identity(path: str | bytes | os.PathLike[str] | os.PathLike[bytes] | int) -> str:
+    """Return the identity of a file or directory, as `Change.identity` carries it.
+
+    A string such as ``"7:0/1/0b0000001a2b3c4d"``: the superblock's device from mountinfo, the
+    handle's type, the handle. Equal strings are the same object, and no other object gets it, for
+    as long as that superblock is mounted: key a cache by it. A new file with a reused inode number
+    has another one. A symbolic link is not followed; an integer is a descriptor.
+
+    Raises NoSuchRoot, FilesystemRefuses (no file handles), OSError.
+    """
+    if isinstance(path, int):
+        return handles.identity(mount_of(path).dev, handles.name_to_handle(b"", path, empty=True)[0])
+    key, _ = handles.name_to_handle(path)
+    head = os.path.dirname(os.path.abspath(os.fsencode(path)))
+    where = head if os.path.islink(path) else path
+    return handles.identity(mount_of(where).dev, key)

@@ -1,0 +1,370 @@
+"""watch and awatch: the public face of change streams.
+
+REFS      a Watch owns its groups, an epoll over their drains, and an eventfd that wakes it.
+LOCKING   one consumer; a second one gets BusyError. `stop` may be called from anywhere.
+LIFETIME  nothing starts before ``with``; an open Watch that is dropped warns (ResourceWarning).
+"""
+
+import os
+import select
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import NamedTuple
+
+from fanwise._errors import BusyError, ClosedError, FanwiseError, NoSuchRoot
+from fanwise.kernel.mounts import Mount, mount_of, mounts, open_mountinfo
+from fanwise.kernel.native import parts
+from fanwise.names.resolver import Settings
+
+from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, Change, mask_of
+from ._group import Group
+
+_SLICE = 4096  # changes
+
+
+class WatchedRoot(NamedTuple):
+    """One watched path: ``path`` as resolved, the ``rung`` that serves it, ``fstype``."""
+
+    path: str
+    rung: str
+    fstype: str
+
+
+class Watch:
+    """A stream of changes: a context manager and an iterator, made by `watch`.
+
+    Iterate over it for single changes, over `batches` for lists, or call `read`. One thread
+    consumes; `stop` may be called from any thread and from a signal handler.
+    """
+
+    def __init__(
+        self,
+        paths: tuple[str | os.PathLike[str], ...],
+        kinds: Iterable[str] | None,
+        exclude: Iterable[str],
+        recursive: bool,
+        ignore_pids: Iterable[int],
+        queue: int,
+        timeout: float | None,
+        pure: bool | None,
+    ) -> None:
+        if not paths:
+            raise FanwiseError("nothing to watch", "give at least one path")
+        wanted = tuple(kinds) if kinds is not None else DEFAULT_KINDS
+        unknown = [kind for kind in wanted if kind not in KINDS]
+        if unknown or not wanted:
+            raise FanwiseError(
+                f"no such kind: {unknown[0]!r}" if unknown else "no kinds are asked for",
+                f"kinds are: {', '.join(KINDS)}",
+            )
+        self._given = [os.fspath(path) for path in paths]
+        self._mask = mask_of(wanted)
+        self._exclude = tuple(exclude)
+        self._recursive = recursive
+        self._pids = tuple(ignore_pids)
+        self._queue = queue
+        self.timeout = timeout
+        self._parts = parts(pure)
+        self._groups: list[Group] = []
+        self._roots: list[WatchedRoot] = []
+        self._ready: deque[Change] = deque()
+        self._consumer = threading.Lock()
+        self._state = "new"
+        self._stopping = False
+        self._epoll: select.epoll | None = None
+        self._wake_fd = self._mountinfo = self._mountinfo2 = -1
+        self._mount_poll = select.poll()
+        self._mount_ids: set[int] = set()
+
+    # -- life --
+
+    def open(self) -> None:
+        """Set every mark; when it returns, no change is missed. ``with`` calls it.
+
+        Raises NotWatchable (NoSuchRoot, PermissionNeeded, FilesystemRefuses, SyscallBlocked,
+        FeatureMissing, LimitReached): the reason and the remedy are in it.
+        """
+        if self._state != "new":
+            raise ClosedError("a watch is opened once", "make another one")
+        self._state = "open"
+        try:
+            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._epoll = select.epoll()
+            self._epoll.register(self._wake_fd, select.EPOLLIN)
+            # Two descriptors: one wakes, the other, polled here alone, tells reliably.
+            self._mountinfo, self._mountinfo2 = open_mountinfo(), open_mountinfo()
+            self._epoll.register(self._mountinfo, select.EPOLLPRI | select.EPOLLERR)
+            self._mount_poll.register(self._mountinfo2, select.POLLPRI | select.POLLERR)
+            self._mount_poll.poll(0)
+            self._mount_ids = {mount.id for mount in mounts()}
+            for mount, paths in self._by_mount():
+                settings = Settings(Change, KIND_TABLE, self._mask, self._pids)
+                group = Group(
+                    mount,
+                    paths,
+                    self._mask,
+                    self._queue,
+                    self._parts,
+                    settings,
+                    self._exclude,
+                    self._recursive,
+                    self._wake,
+                )
+                group.open()
+                self._groups.append(group)
+                self._epoll.register(group.fileno(), select.EPOLLIN)
+                self._roots += [
+                    WatchedRoot(path, "filesystem-mark", mount.fstype) for path in paths
+                ]
+        except BaseException:
+            self.close()
+            raise
+
+    def _by_mount(self) -> list[tuple[Mount, list[str]]]:
+        found: dict[tuple[tuple[int, int], int], tuple[Mount, list[str]]] = {}
+        for given in self._given:
+            path = os.path.realpath(given)
+            if not os.path.lexists(path):
+                raise NoSuchRoot(given, "it does not exist", "give an existing file or directory")
+            mount = mount_of(path)
+            _, paths = found.setdefault((mount.dev, mount.id), (mount, []))
+            if path not in paths:
+                paths.append(path)
+        return list(found.values())
+
+    def close(self) -> None:
+        """End at once and free everything; idempotent."""
+        if self._state == "closed":
+            return
+        self._state = "closed"
+        for group in self._groups:
+            group.close()
+        if self._epoll is not None:
+            self._epoll.close()
+        for fd in (self._wake_fd, self._mountinfo, self._mountinfo2):
+            if fd >= 0:
+                os.close(fd)
+        self._wake_fd = self._mountinfo = self._mountinfo2 = -1
+
+    def __enter__(self) -> "Watch":
+        self.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", "closed") == "open":
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<fanwise.Watch {' '.join(map(repr, self._given))} {self._state}>"
+
+    # -- consuming --
+
+    def __iter__(self) -> Iterator[Change]:
+        return self
+
+    def __next__(self) -> Change:
+        while not self._ready:
+            rows = self.read(self.timeout)
+            if not rows:
+                raise StopIteration
+            self._ready.extend(rows)
+        return self._ready.popleft()
+
+    def batches(self) -> Iterator[list[Change]]:
+        """Iterate over lists of changes, each what could be had at once (at most 4,096)."""
+        return iter(lambda: self.read(self.timeout), [])
+
+    def read(self, timeout: float | None = None) -> list[Change]:
+        """Wait for changes and return them; [] at the end, or when ``timeout`` seconds passed.
+
+        ``timeout=0`` does not wait: with `fileno`, call it until it returns [].
+        Raises BusyError when another thread reads, ClosedError after close.
+        """
+        if self._state != "open":
+            raise ClosedError("the watch is not open", "use it in a with block")
+        if not self._consumer.acquire(blocking=False):
+            raise BusyError("another thread reads this watch", "read it in one place")
+        try:
+            if self._ready:
+                rows = list(self._ready)
+                self._ready.clear()
+                return rows
+            return self._read(None if timeout is None else time.monotonic() + timeout)
+        finally:
+            self._consumer.release()
+
+    def _read(self, deadline: float | None) -> list[Change]:
+        assert self._epoll is not None
+        while True:
+            rows = self._slice()
+            if rows or self.ended:
+                return rows
+            wait = -1.0 if deadline is None else deadline - time.monotonic()
+            if deadline is not None and wait <= 0:
+                return []
+            for fd, _ in self._epoll.poll(wait):
+                if fd == self._wake_fd:
+                    os.eventfd_read(fd)
+
+    def _slice(self) -> list[Change]:
+        if self._mount_poll.poll(0):
+            rows = self._mounts_changed()
+            if rows:
+                return rows
+        if self._stopping:
+            for group in self._groups:
+                group.source.stop()
+        busy = True
+        while busy:
+            busy = False
+            for group in self._groups:
+                rows = group.step(_SLICE)
+                if rows:
+                    # Whoever waits on fileno() must hear of what is left.
+                    if group.pending or len(self._groups) > 1:
+                        self._wake()
+                    return rows
+                busy = busy or group.pending
+        return []
+
+    def _mounts_changed(self) -> list[Change]:
+        rows: list[Change] = []
+        now = mounts()
+        by_id = {mount.id: mount for mount in now}
+        new = [mount for mount in now if mount.id not in self._mount_ids]
+        for group in self._groups:
+            mount = by_id.get(group.mount.id)
+            if mount is None or mount.dev != group.mount.dev:
+                group.unmounted()
+                continue
+            if mount.mount_point != group.mount.mount_point:
+                group.mount = mount
+                group.resolver.remount(mount, rows)
+            for root in group.resolver.dirs.roots:
+                path = os.fsencode(root.path)
+                if any(path == m.mount_point or _below(path, m.mount_point) for m in new):
+                    group.resolver.tell_roots(rows, "mounted")
+                    break
+        self._mount_ids = set(by_id)
+        return rows
+
+    def _wake(self) -> None:
+        # In the scan's thread, in another thread's stop(), in a signal handler.
+        fd = self._wake_fd
+        if fd >= 0:
+            os.eventfd_write(fd, 1)
+
+    # -- control --
+
+    def stop(self) -> None:
+        """End the stream: what was queued before is still delivered, then iteration ends."""
+        self._stopping = True
+        self._wake()
+
+    def pause(self) -> None:
+        """Drop the marks, as before the process is stopped: the kernel's queue would grow."""
+        for group in self._groups:
+            if not group.ended:
+                group.source.pause()
+
+    def resume(self) -> None:
+        """Mark again after `pause` and tell ``lost`` with source ``"stopped"``."""
+        for group in self._groups:
+            if group.source.state == "PAUSED":
+                group.source.resume()
+                group.resolver.push_stop()
+        self._wake()
+
+    # -- looking --
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when `read` has something, for foreign loops."""
+        if self._epoll is None or self._epoll.closed:
+            raise ClosedError("the watch is not open", "use it in a with block")
+        return self._epoll.fileno()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can come: stopped, or every root is gone."""
+        return not self._ready and all(group.ended for group in self._groups)
+
+    @property
+    def roots(self) -> tuple[WatchedRoot, ...]:
+        """What is watched, and how."""
+        return tuple(self._roots)
+
+    @property
+    def scanned(self) -> bool:
+        """Whether every directory below the roots is known; paths are right before that too."""
+        return all(group.resolver.scanned for group in self._groups)
+
+    @property
+    def directories(self) -> int:
+        """Directories known now."""
+        return sum(len(group.resolver.tree) for group in self._groups)
+
+    @property
+    def implementation(self) -> str:
+        """``"native"`` or ``"pure"``."""
+        return self._parts.name
+
+    def stats(self) -> dict[str, int]:
+        """Return counters: records, bytes, reads, lost, backlog_bytes, peak_bytes, tree_bytes."""
+        total: dict[str, int] = {"tree_bytes": 0}
+        for group in self._groups:
+            total["tree_bytes"] += group.resolver.tree.nbytes
+            for key, value in group.source.drain.stats().items():
+                total[key] = total.get(key, 0) + value
+        return total
+
+
+def _below(path: bytes, directory: bytes) -> bool:
+    return path.startswith(directory.rstrip(b"/") + b"/")
+
+
+def watch(
+    *paths: str | os.PathLike[str],
+    kinds: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+    recursive: bool = True,
+    ignore_pids: Iterable[int] = (),
+    queue: int = 256 << 20,
+    timeout: float | None = None,
+    pure: bool | None = None,
+) -> Watch:
+    """Watch files and directories, with everything below them, for changes.
+
+        with fanwise.watch("/srv/data") as changes:
+            for change in changes:
+                print(change.kinds, change.path)
+
+    ``paths``: directories or files, on any number of filesystems; a symbolic link is resolved once.
+    A file is followed by its name, also when another file is put in its place. ``kinds``: what to
+    tell, by default created, modified, written, attributes, renamed and deleted; opened, accessed
+    and executed by request. ``exclude``: globs; one without a slash matches a name at any depth,
+    one with a slash a path below a root. ``recursive=False``: only the names directly in a root.
+    ``ignore_pids``: processes whose changes are not told. ``queue``: bytes of records held for a
+    consumer that is slow; beyond them changes are counted and told as ``lost``. ``timeout``:
+    iteration ends when nothing came for so many seconds. ``pure``: True for the Python twin of the
+    native module.
+
+    Nothing starts before ``with``. Needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH. See `Change`, and
+    the page on guarantees for what is promised and what breaks it.
+
+    Raises FanwiseError for arguments that make no sense, NotWatchable on entering.
+    Linux reference: fanotify(7).
+    """
+    return Watch(paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure)

@@ -1,0 +1,59 @@
+"""What every test shares: how a test says that it cannot run, and that nothing is left behind."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Reasons for which a test may be skipped even where CI is set, because the kernel there truly lacks
+# what it needs. Each with a comment that says what and why. Empty: nothing is lacking.
+CI_LACKS: tuple[str, ...] = ()
+
+
+@pytest.fixture(scope="session")
+def cannot_run():
+    """Call it with the reason: the test is skipped, and where CI is set it fails."""
+
+    def stop(reason):
+        __tracebackhide__ = True
+        if os.environ.get("CI") and reason not in CI_LACKS:
+            pytest.fail(f"cannot run, and CI is set: {reason}")
+        pytest.skip(reason)
+
+    return stop
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left(tmp_path_factory):
+    before = _machine(tmp_path_factory.getbasetemp())
+    yield
+    left = _machine(tmp_path_factory.getbasetemp()) - before
+    assert not left, "left behind by this run: " + "; ".join(sorted(left))
+
+
+# Mounts and loop devices count when they are below this run's directory, because others may be
+# using the machine; where CI is set nobody else is, and every one counts.
+def _machine(base):
+    def ours(path):
+        return bool(os.environ.get("CI")) or path.startswith(f"{base}/")
+
+    found = set()
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4]
+        if ours(point):
+            found.add(f"mount {point}")
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            file = backing.read_text().strip()
+        except OSError:  # detached meanwhile
+            continue
+        if ours(file):
+            found.add(f"{backing.parts[3]} on {file}")
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = stat.read_text().rpartition(")")
+        except OSError:  # ended meanwhile
+            continue
+        if int(rest.split()[1]) == os.getpid():
+            found.add(f"process {name})")
+    return found

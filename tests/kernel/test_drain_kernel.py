@@ -1,0 +1,318 @@
+"""The drain on a real fanotify group, marked on a tmpfs of its own."""
+
+import contextlib
+import ctypes
+import importlib
+import os
+import select
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+
+META = struct.Struct("=IBBHQii")
+# CLOEXEC NONBLOCK UNLIMITED_QUEUE, REPORT_ FID DIR_FID NAME TARGET_FID
+INIT = 0x1 | 0x2 | 0x10 | 0x200 | 0x400 | 0x800 | 0x1000
+CREATE = 0x100
+AT_FDCWD = -100
+KIB = 1 << 10
+MIB = 1 << 20
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.fanotify_mark.argtypes = [
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_uint64,
+    ctypes.c_int,
+    ctypes.c_char_p,
+]
+
+
+@pytest.fixture(params=["native", "pure"], scope="module")
+def name(request, cannot_run):
+    """The module, by name, because children import it too."""
+    if os.geteuid():
+        cannot_run("needs root: it marks a whole filesystem")
+    if request.param == "pure":
+        return "fanwise.kernel._pure_drain"
+    try:
+        importlib.import_module("fanwise.kernel._native")
+    except ImportError:
+        if shutil.which("cc") or shutil.which("gcc"):
+            raise
+        cannot_run("no C compiler")
+    return "fanwise.kernel._native"
+
+
+@pytest.fixture
+def twin(name):
+    return importlib.import_module(name).Drain
+
+
+@pytest.fixture
+def root(tmp_path):
+    point = tmp_path / "fs"
+    point.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1g,nr_inodes=0", "fw-test", point], check=True
+    )
+    try:
+        yield str(point)
+    finally:
+        subprocess.run(["umount", point], check=True)
+
+
+@pytest.fixture
+def group(root):
+    fd = libc.fanotify_init(INIT, os.O_RDONLY)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "fanotify_init")
+    try:
+        if libc.fanotify_mark(fd, 0x1 | 0x100, CREATE, AT_FDCWD, root.encode()):
+            raise OSError(ctypes.get_errno(), "fanotify_mark")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def create(root, start, stop):
+    directory = os.open(root, os.O_RDONLY)
+    try:
+        for i in range(start, stop):
+            os.mknod(f"f{i}", dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def names(data):
+    """The names in a chunk; every record must end where the next begins."""
+    at, out = 0, []
+    while at < len(data):
+        size, version, _, length, mask, _, _ = META.unpack_from(data, at)
+        assert (version, length) == (3, 24)
+        assert size >= 24
+        assert mask & CREATE
+        info = at + length
+        while info < at + size:
+            kind, _, step = struct.unpack_from("=BBH", data, info)
+            if kind == 2:  # FAN_EVENT_INFO_TYPE_DFID_NAME
+                handle = 20 + struct.unpack_from("=I", data, info + 12)[0]
+                out.append(data[info + handle : info + step].split(b"\0")[0])
+            info += step
+        at += size
+    assert at == len(data)
+    return out
+
+
+def readable(drain, timeout):
+    poll = select.poll()
+    poll.register(drain.fileno(), select.POLLIN)
+    return bool(poll.poll(timeout * 1000))
+
+
+def child(code, name, group, root, *args):
+    """Run code in an exec'ed interpreter that finds the same modules and inherits the group."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, name, str(group), root, *args],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        pass_fds=[group],
+        timeout=60,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def running(twin, fd, ring=64 * MIB):
+    drain = twin(fd, ring)
+    drain.start()
+    try:
+        yield drain
+    finally:
+        drain.close()
+
+
+def test_every_creation_arrives_in_order_and_paced(twin, group, root):
+    count = 100_000
+    with running(twin, group) as drain:
+        writer = threading.Thread(target=create, args=(root, 0, count))
+        writer.start()
+        got = []
+        while len(got) < count:
+            assert readable(drain, 30), f"nothing after {len(got)}"
+            for data, _, _, lost in iter(drain.take, None):
+                assert lost == 0
+                got += names(data)
+        writer.join()
+        assert got == [b"f%d" % i for i in range(count)]
+        stats = drain.stats()
+        assert stats["records"] == count
+        assert stats["paced"] > 0
+        assert stats["reads"] < count / 10
+
+
+def test_loss_is_exactly_what_was_not_delivered(twin, group, root):
+    count = 20_000
+    with running(twin, group, 64 * KIB) as drain:
+        create(root, 0, count)
+        assert drain.sync(30)
+        got, lost = [], []
+        for data, _, _, gone in iter(drain.take, None):
+            got += names(data)
+            lost.append(gone)
+        assert 0 < len(got) < count
+        assert got == [b"f%d" % i for i in range(len(got))]
+        assert [n for n in lost if n] == [count - len(got)], "one loss, told once"
+        # the ring is empty: what comes now is stored
+        create(root, count, count + 10)
+        assert drain.sync(30)
+        after = list(iter(drain.take, None))
+        assert [n for c in after for n in names(c[0])] == [
+            b"f%d" % i for i in range(count, count + 10)
+        ]
+        assert all(c[3] == 0 for c in after)
+        assert drain.stats()["peak_bytes"] <= 64 * KIB
+
+
+def test_losses_are_exact_beside_a_slow_consumer(twin, group, root):
+    count = 60_000
+    with running(twin, group, 128 * KIB) as drain:
+        writer = threading.Thread(target=create, args=(root, 0, count))
+        writer.start()
+        place = losses = 0
+        done = False
+        while not done:
+            done = not writer.is_alive() and drain.sync(30)
+            # between two takes the writer goes on, far faster than one chunk a wake-up
+            for chunk in [drain.take()] if not done else iter(drain.take, None):
+                if chunk is None:
+                    readable(drain, 0.05)
+                    continue
+                place += chunk[3]
+                losses += chunk[3]
+                for name in names(chunk[0]):
+                    assert name == b"f%d" % place
+                    place += 1
+        writer.join()
+        assert place == count
+        assert drain.stats()["lost"] == losses
+
+
+def test_stop_delivers_what_was_queued_before(twin, group, root):
+    with running(twin, group) as drain:
+        create(root, 0, 30_000)
+        drain.stop(drain=True)
+        create(root, 30_000, 30_010)
+        got = [n for c in iter(drain.take, None) for n in names(c[0])]
+        assert got == [b"f%d" % i for i in range(30_000)]
+
+
+def test_a_drain_started_late_reads_the_backlog(twin, group, root):
+    create(root, 0, 50_000)
+    with running(twin, group) as drain:
+        assert drain.sync(30)
+        chunks = list(iter(drain.take, None))
+        assert [n for c in chunks for n in names(c[0])] == [b"f%d" % i for i in range(50_000)]
+        assert [c[2] for c in chunks] == [False] * (len(chunks) - 1) + [True]
+        assert len(chunks) > 1, "more than one read of at most 1 MiB"
+        assert max(len(c[0]) for c in chunks) <= MIB
+
+
+def test_single_events_are_read_at_once(twin, group, root):
+    with running(twin, group) as drain:
+        for i in range(8):
+            create(root, i, i + 1)
+            assert readable(drain, 10)
+            data, _, drained, lost = drain.take()
+            assert names(data) == [b"f%d" % i]
+            assert (drained, lost) == (True, 0)
+            assert drain.take() is None
+        assert drain.stats()["paced"] == 0
+
+
+def test_the_group_without_its_drain_is_still_the_owner_s(twin, group, root):
+    with running(twin, group) as drain:
+        assert drain.sync(10)
+    create(root, 0, 1)
+    assert names(os.read(group, 4096)) == [b"f0"]
+
+
+EXIT = """
+import importlib, os, sys
+name, group, root, how = sys.argv[1:]
+drain = importlib.import_module(name).Drain(int(group), 1 << 20)
+drain.start()
+open(os.path.join(root, "x"), "w").close()
+assert drain.sync(10)
+if how == "exit":
+    sys.exit(0)
+if how == "cycle":
+    drain = [drain]
+    drain.append(drain)
+if how == "stored":
+    sys.drain = drain
+"""
+
+
+@pytest.mark.parametrize("how", ["global", "exit", "cycle", "stored"])
+def test_an_interpreter_ends_beside_a_running_drain(name, group, root, how):
+    child(EXIT, name, group, root, how)
+
+
+def test_a_forked_child_forgets_and_closes(twin, group, root):
+    with running(twin, group) as drain:
+        create(root, 0, 10)
+        assert drain.sync(10)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # fork() beside threads, meant here
+            pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                drain.forget()
+                os.close(group)
+                drain.close()
+                code = 0
+            finally:
+                os._exit(code)
+        create(root, 10, 20)
+        assert os.waitpid(pid, 0)[1] == 0
+        create(root, 20, 30)
+        assert drain.sync(10)
+        got = [n for c in iter(drain.take, None) for n in names(c[0])]
+        assert got == [b"f%d" % i for i in range(30)]
+
+
+MEMORY = """
+import importlib, os, sys
+name, group, root = sys.argv[1:]
+def anon():
+    with open("/proc/self/status") as f:
+        return int(f.read().partition("RssAnon:")[2].split()[0]) << 10
+drain = importlib.import_module(name).Drain(int(group), 4 << 20)
+drain.start()
+assert drain.sync(10)
+directory = os.open(root, os.O_RDONLY)
+os.mknod("first", dir_fd=directory)
+assert drain.sync(10)
+before = anon()
+for i in range(200_000):
+    os.mknod("f%d" % i, dir_fd=directory)
+assert drain.sync(30)
+stats = drain.stats()
+assert stats["lost"] > 100_000, stats
+print(anon() - before)
+"""
+
+
+def test_memory_stays_within_the_ring(name, group, root):
+    grown = int(child(MEMORY, name, group, root))
+    # the ring, what is read into before it is discarded, and some for the interpreter
+    assert grown < 4 * MIB + 2 * MIB
