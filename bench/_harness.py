@@ -73,11 +73,14 @@ class Group:
 
     def kernel(self) -> int:
         """Bytes of kernel memory that are left when everything that can be reclaimed is."""
-        with contextlib.suppress(OSError):  # EAGAIN: not as much could be reclaimed
-            if self.v2:
-                (self.path / "memory.reclaim").write_text("1G")
-            else:
-                (self.path / "memory.force_empty").write_text("0")
+        os.sync()  # an inode whose access time was changed by reading it cannot be reclaimed before
+        for _ in range(3):
+            with contextlib.suppress(OSError):  # EAGAIN: not as much could be reclaimed
+                if self.v2:
+                    (self.path / "memory.reclaim").write_text("1G")
+                else:
+                    (self.path / "memory.force_empty").write_text("0")
+            time.sleep(0.5)  # inodes are freed after an RCU grace period
         if not self.v2:
             return self._bytes("", "memory.kmem.usage_in_bytes")
         lines = (self.path / "memory.stat").read_text().splitlines()

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     )
     from fanwise.lifetime import Lifetime as Lifetime
     from fanwise.watch._awatch import AsyncWatch as AsyncWatch, awatch as awatch
+    from fanwise.watch._capabilities import (
+        Capabilities as Capabilities,
+        Feature as Feature,
+        capabilities as capabilities,
+    )
     from fanwise.watch._change import Change as Change
     from fanwise.watch._identity import identity as identity
     from fanwise.watch._watch import Watch as Watch, WatchedRoot as WatchedRoot, watch as watch
@@ -37,12 +42,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncWatch": "fanwise.watch._awatch",
     "BusyError": "fanwise._errors",
+    "Capabilities": "fanwise.watch._capabilities",
     "Change": "fanwise.watch._change",
     "ClosedError": "fanwise._errors",
     "ConfigError": "fanwise._errors",
     "DecodeError": "fanwise._errors",
     "Exit": "fanwise._errors",
     "FanwiseError": "fanwise._errors",
+    "Feature": "fanwise.watch._capabilities",
     "FeatureMissing": "fanwise._errors",
     "FilesystemRefuses": "fanwise._errors",
     "Lifetime": "fanwise.lifetime",
@@ -55,6 +62,7 @@ _HOMES = {
     "Watch": "fanwise.watch._watch",
     "WatchedRoot": "fanwise.watch._watch",
     "awatch": "fanwise.watch._awatch",
+    "capabilities": "fanwise.watch._capabilities",
     "identity": "fanwise.watch._identity",
     "watch": "fanwise.watch._watch",
 }

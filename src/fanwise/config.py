@@ -152,7 +152,7 @@ def find(
     # The XDG specification has relative paths ignored.
     base = Path(user) if user.startswith("/") else Path(environ.get("HOME", "/"), ".config")
     for path in (base / "fanwise/config.toml", Path("/etc/fanwise/config.toml")):
-        if path.exists():
+        if os.path.exists(path):  # Path.exists() raises where a directory may not be searched
             return path
     return None
 

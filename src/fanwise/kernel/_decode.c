@@ -69,8 +69,11 @@ typedef struct {
     char *path;
     size_t pathcap;
     span victim;
+    int busy; /* other code runs: nothing may change the window under it */
 } decoder;
 
+/* The record at off; NULL, or what is wrong with it. Lengths are multiples of 4, as the kernel makes
+ * them (FANOTIFY_EVENT_ALIGN), so an info header always fits. A handle of no bytes is no handle. */
 static const char *parse(const uint8_t *b, size_t n, size_t off, rec *r)
 {
     if (n - off < 24)
@@ -80,11 +83,11 @@ static const char *parse(const uint8_t *b, size_t n, size_t off, rec *r)
     uint16_t meta;
     memcpy(&len, p, 4);
     memcpy(&meta, p + 6, 2);
-    if (len < 24 || len > n - off)
+    if (len < 24 || len > n - off || len % 4)
         return "record length does not fit";
     if (p[4] != 3)
         return "metadata version is not 3";
-    if (meta < 24 || meta > len)
+    if (meta < 24 || meta > len || meta % 4)
         return "metadata length does not fit";
     memset(r, 0, sizeof *r);
     memcpy(&r->mask, p + 8, 8);
@@ -92,11 +95,9 @@ static const char *parse(const uint8_t *b, size_t n, size_t off, rec *r)
     r->len = len;
     for (uint32_t q = meta; q < len;) {
         uint16_t il;
-        if (len - q < 4)
-            return "info header is cut short";
         uint8_t type = p[q];
         memcpy(&il, p + q + 2, 2);
-        if (il < 4 || il > len - q)
+        if (il < 4 || il > len - q || il % 4)
             return "info length does not fit";
         if (type == 1 || type == 2 || type == 3 || type == 10 || type == 12) {
             uint32_t hb;
@@ -224,6 +225,15 @@ static int take_note(decoder *d, const rec *r, size_t ci, size_t off)
 {
     if (r->mask & Q_OVERFLOW)
         return 0;
+    if (!r->has_name) { /* link counts and last closes */
+        if (!r->target.n || !(r->mask & (ATTRIB | DELETE_SELF)))
+            return 0;
+        note *t = note_get(d, r->target);
+        if (!t)
+            return -1;
+        t->flags |= (r->mask & ATTRIB ? N_ATTRIB : 0) | (r->mask & DELETE_SELF ? N_GONE : 0);
+        return 0;
+    }
     int out = 0, any = 0;
     const span dirs[2] = {r->dir, r->dir2};
     for (int i = 0; i < 2; i++) {
@@ -252,9 +262,7 @@ static int take_note(decoder *d, const rec *r, size_t ci, size_t off)
         }
         return 0;
     }
-    if (!r->target.n)
-        return 0;
-    if (r->mask & NAMED) {
+    if (r->target.n && r->mask & NAMED) {
         if (r->mask & ONDIR) {
             if (d->ndirrecs == d->dirreccap) {
                 size_t cap = d->dirreccap * 2 + 64;
@@ -284,18 +292,22 @@ static int take_note(decoder *d, const rec *r, size_t ci, size_t off)
             t->flags |= N_DELETE;
         if ((r->mask & (CREATE | DELETE)) == (CREATE | DELETE))
             t->flags |= N_BOTH;
-    } else if (!r->has_name && r->mask & (ATTRIB | DELETE_SELF)) {
-        note *t = note_get(d, r->target);
-        if (!t)
-            return -1;
-        t->flags |= (r->mask & ATTRIB ? N_ATTRIB : 0) | (r->mask & DELETE_SELF ? N_GONE : 0);
     }
     return 0;
+}
+
+static int refuse_busy(const decoder *d)
+{
+    if (d->busy)
+        PyErr_SetString(PyExc_RuntimeError, "the decoder is in use");
+    return d->busy;
 }
 
 static PyObject *decoder_add(PyObject *self, PyObject *const *a, Py_ssize_t na)
 {
     decoder *d = (decoder *)self;
+    if (refuse_busy(d))
+        return NULL;
     char *p;
     Py_ssize_t n;
     if (na != 2) {
@@ -419,6 +431,9 @@ static PyObject *decoder_dir_records(PyObject *self, PyObject *unused)
 static PyObject *decoder_name_records(PyObject *self, PyObject *wanted)
 {
     decoder *d = (decoder *)self;
+    if (refuse_busy(d))
+        return NULL;
+    d->busy = 1;
     PyObject *l = PyList_New(0);
     for (size_t i = 0; l && i < d->nchunks; i++) {
         const chunk *c = &d->chunks[i];
@@ -442,6 +457,7 @@ static PyObject *decoder_name_records(PyObject *self, PyObject *wanted)
             Py_XDECREF(o);
         }
     }
+    d->busy = 0;
     return l;
 }
 
@@ -514,7 +530,7 @@ static int emit(decoder *d, PyObject *rows, uint64_t bits, PyObject *path, PyObj
                 const rec *r, span key, PyObject *time, int current, int unlinked, PyObject *exists)
 {
     int ret = -1;
-    PyObject *row = NULL, *args = NULL, *identity = NULL;
+    PyObject *row = NULL, *identity = NULL;
     if (!path || (r->mask & RENAME && !old))
         goto out;
     if (!d->pid || d->pidvalue != r->pid) {
@@ -529,21 +545,18 @@ static int emit(decoder *d, PyObject *rows, uint64_t bits, PyObject *path, PyObj
     PyObject *kinds = PyList_GetItem(d->kinds, (Py_ssize_t)kind_index(bits)); /* borrowed */
     if (!identity || !kinds)
         goto out;
-    args = PyTuple_New(unlinked || exists ? 11 : 8);
-    if (!args)
-        goto out;
-    PyObject *items[11] = {kinds, path, old ? old : Py_None, dir ? Py_True : Py_False, d->pid,
-                           identity, time, current ? d->current : d->exact, Py_None,
-                           unlinked ? Py_True : Py_False, exists ? exists : Py_None};
-    for (Py_ssize_t i = 0, n = unlinked || exists ? 11 : 8; i < n; i++) {
-        Py_INCREF(items[i]);
-        PyTuple_SetItem(args, i, items[i]);
-    }
-    row = PyObject_Call(d->make, args, NULL);
+    PyObject *was = old ? old : Py_None, *is_dir = dir ? Py_True : Py_False;
+    PyObject *source = current ? d->current : d->exact;
+    if (unlinked || exists)
+        row = PyObject_CallFunctionObjArgs(d->make, kinds, path, was, is_dir, d->pid, identity,
+                                           time, source, Py_None, unlinked ? Py_True : Py_False,
+                                           exists ? exists : Py_None, NULL);
+    else
+        row = PyObject_CallFunctionObjArgs(d->make, kinds, path, was, is_dir, d->pid, identity,
+                                           time, source, NULL);
     ret = row ? PyList_Append(rows, row) : -1;
 out:
     Py_XDECREF(row);
-    Py_XDECREF(args);
     Py_XDECREF(identity);
     Py_XDECREF(path);
     Py_XDECREF(old);
@@ -664,7 +677,7 @@ static int step(decoder *d, const rec *r, PyObject *time, PyObject *rows)
             return -1;
         if (!(e->scope & FW_IN))
             return 0;
-        return emit(d, rows, bits, self_str(e), NULL, 1, r, r->dir, time,
+        return emit(d, rows, bits, self_str(e), Py_NewRef(Py_None), 1, r, r->dir, time,
                     e->scope & FW_IN_CURRENT, 0, NULL);
     }
     if (r->mask & ONDIR && r->mask & NAMED)
@@ -765,25 +778,30 @@ static PyObject *decoder_decode(PyObject *self, PyObject *limit)
 {
     decoder *d = (decoder *)self;
     Py_ssize_t most = PyLong_AsSsize_t(limit);
-    if (most == -1 && PyErr_Occurred())
+    if ((most == -1 && PyErr_Occurred()) || refuse_busy(d))
         return NULL;
+    if (most > PY_SSIZE_T_MAX / 8)
+        most = PY_SSIZE_T_MAX / 8;
     PyObject *rows = PyList_New(0);
     if (!rows)
         return NULL;
     int stop = STOP_NONE;
+    d->busy = 1;
+    d->victim = (span){NULL, 0};
     /* A slice is bounded by what it makes and by what it passes over. */
     for (Py_ssize_t seen = 0; seen < most * 8 && PyList_Size(rows) < most && cursor(d); seen++) {
         const chunk *c = &d->chunks[d->at];
         rec r;
         parse(c->p, c->n, d->off, &r);
         stop = step(d, &r, c->time, rows);
-        if (stop < 0) {
-            Py_DECREF(rows);
-            return NULL;
-        }
         if (stop)
             break;
         d->off += r.len;
+    }
+    d->busy = 0;
+    if (stop < 0) {
+        Py_DECREF(rows);
+        return NULL;
     }
     return Py_BuildValue("(Ni)", rows, stop);
 }
@@ -833,6 +851,8 @@ static PyObject *decoder_advance(PyObject *self, PyObject *unused)
 {
     (void)unused;
     decoder *d = (decoder *)self;
+    if (refuse_busy(d))
+        return NULL;
     if (cursor(d)) {
         const chunk *c = &d->chunks[d->at];
         rec r;
@@ -862,6 +882,7 @@ static void window_clear(decoder *d)
         Py_CLEAR(d->chunks[i].time);
     }
     d->nchunks = d->at = d->off = d->ndirrecs = 0;
+    d->victim = (span){NULL, 0}; /* it points into a chunk */
     /* A rare large window must not keep its memory, nor its cost to small ones. */
     if (d->notecap > 65536 || (d->notecap > 4096 && d->nnotes < d->notecap / 8)) {
         free(d->notes);
@@ -879,6 +900,8 @@ static PyObject *decoder_finish(PyObject *self, PyObject *unused)
 {
     (void)unused;
     decoder *d = (decoder *)self;
+    if (refuse_busy(d))
+        return NULL;
     PyObject *l = PyList_New(0);
     for (uint32_t k = 0; l && k < d->nnotes; k++) {
         const note *t = &d->notes[k];
@@ -906,10 +929,10 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kw)
         return NULL;
     PyObject *m = PyType_GetModule(type);
     PyObject *tt = m ? PyObject_GetAttrString(m, "Tree") : NULL;
-    int ok = tt ? PyObject_IsInstance(tree, tt) : -1;
-    Py_XDECREF(tt);
-    if (ok < 0)
+    if (!tt)
         return NULL;
+    int ok = PyObject_TypeCheck(tree, (PyTypeObject *)tt); /* not isinstance(), which can lie */
+    Py_DECREF(tt);
     if (!ok || !PyList_Check(kinds) || PyList_Size(kinds) != 512 || !PyDict_Check(gone) ||
         strlen(device) >= sizeof((decoder *)0)->device) {
         PyErr_SetString(PyExc_TypeError, "Decoder(Tree, make, list of 512, mask, device, pids, {})");

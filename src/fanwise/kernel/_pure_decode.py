@@ -9,6 +9,7 @@ each record that needs a decision; the owner takes it with `record`, settles it,
 import os
 import struct
 from collections.abc import Callable, Container
+from sys import byteorder
 from typing import Any
 
 from fanwise._errors import DecodeError
@@ -76,7 +77,9 @@ def kind_index(mask: int) -> int:
 def parse(data: bytes) -> list[tuple[int, Any, Any, Any, Any, Any, bool, int]]:
     """Records of one chunk: (mask, dir, name, dir2, name2, target, self event, pid).
 
-    Raises DecodeError for a malformed chunk.
+    Lengths are multiples of 4, as the kernel makes them (FANOTIFY_EVENT_ALIGN), so an info header
+    always fits. A handle of no bytes is no handle. Raises DecodeError for a malformed chunk, with
+    the position of the record.
     """
     out = []
     off, size = 0, len(data)
@@ -84,19 +87,17 @@ def parse(data: bytes) -> list[tuple[int, Any, Any, Any, Any, Any, bool, int]]:
         if size - off < 24:
             raise DecodeError(off, "record header is cut short")
         length, version, _, meta, mask, _, pid = _meta(data, off)
-        if length < 24 or length > size - off:
+        if length < 24 or length > size - off or length % 4:
             raise DecodeError(off, "record length does not fit")
         if version != 3:
             raise DecodeError(off, "metadata version is not 3")
-        if meta < 24 or meta > length:
+        if meta < 24 or meta > length or meta % 4:
             raise DecodeError(off, "metadata length does not fit")
         at, end = off + meta, off + length
         dir1 = name1 = dir2 = name2 = target = None
         while at < end:
-            if end - at < 4:
-                raise DecodeError(off, "info header is cut short")
             kind, span = _head(data, at)
-            if span < 4 or span > end - at:
+            if span < 4 or span > end - at or span % 4:
                 raise DecodeError(off, "info length does not fit")
             if kind in (1, 2, 3, 10, 12):
                 if span < 20:
@@ -128,7 +129,7 @@ def parse(data: bytes) -> list[tuple[int, Any, Any, Any, Any, Any, bool, int]]:
 def _identity(device: str, key: bytes | None) -> str | None:
     if key is None:
         return None
-    return f"{device}/{int.from_bytes(key[:4], 'little'):x}/{key[4:].hex()}"
+    return f"{device}/{int.from_bytes(key[:4], byteorder):x}/{key[4:].hex()}"
 
 
 def _is_tmp(name: bytes) -> bool:
@@ -162,6 +163,7 @@ class Decoder:
         self._tree, self._make, self._kinds = tree, make, kinds
         self._want, self._device, self._pids, self._gone = want, device, pids, gone
         self._by_mask: dict[int, tuple[str, ...]] = {}
+        self._busy = False  # other code runs: nothing may change the window under it
         self._clear()
 
     def _clear(self) -> None:
@@ -186,6 +188,7 @@ class Decoder:
 
     def add(self, data: bytes, time: float) -> int:
         """Validate a chunk and note it; its records."""
+        self._refuse_busy()
         recs = parse(data)
         self._times.append((len(self._recs), time))
         notes, index = self._notes, self._tree._index
@@ -229,6 +232,10 @@ class Decoder:
                 if mask & DELETE:
                     note.flags |= N_DELETE | (N_BOTH if mask & CREATE else 0)
         return len(recs)
+
+    def _refuse_busy(self) -> None:
+        if self._busy:
+            raise RuntimeError("the decoder is in use")
 
     def _note_unknown(self, key: bytes) -> None:
         note = self._notes.get(key)
@@ -295,6 +302,14 @@ class Decoder:
 
     def name_records(self, wanted: Container[bytes] | None) -> list[Record]:
         """Name records in order: of some objects, or of all that may still be there."""
+        self._refuse_busy()
+        self._busy = True
+        try:
+            return self._name_records(wanted)
+        finally:
+            self._busy = False
+
+    def _name_records(self, wanted: Container[bytes] | None) -> list[Record]:
         out = []
         for number, (mask, _, _, _, _, target, _, _) in enumerate(self._recs):
             if not mask & NAMED or target is None:
@@ -312,6 +327,14 @@ class Decoder:
 
     def decode(self, limit: int) -> tuple[list[Any], int]:
         """(changes, stop) of the next slice."""
+        self._refuse_busy()
+        self._busy = True
+        try:
+            return self._slice(limit)
+        finally:
+            self._busy = False
+
+    def _slice(self, limit: int) -> tuple[list[Any], int]:
         rows: list[Any] = []
         append, make, want, device = rows.append, self._make, self._want, self._device
         paths, by_mask, notes, pids = self._tree.paths, self._by_mask, self._notes, self._pids
@@ -346,7 +369,7 @@ class Decoder:
                                     None,
                                     False,
                                     pid,
-                                    f"{device}/{from_bytes(target[:4], 'little'):x}"
+                                    f"{device}/{from_bytes(target[:4], byteorder):x}"
                                     f"/{target[4:].hex()}",
                                     time,
                                     "exact",
@@ -420,7 +443,7 @@ class Decoder:
                 if not bits:
                     return 0
                 path, old = prefix2 + os.fsdecode(name2), prefix + os.fsdecode(name1)
-                rows.append(self._row(RENAME, path, old, False, pid, target, time, scope | scope2))
+                self._emit(rows, RENAME, path, old, False, pid, target, time, scope | scope2)
                 return 0
             if scope2 & pt.IN:
                 bits, path, scope = CREATE, prefix2 + os.fsdecode(name2), scope2
@@ -523,12 +546,14 @@ class Decoder:
 
     def advance(self) -> None:
         """Pass over that record."""
+        self._refuse_busy()
         if self.pending:
             self._at += 1
             self._victim = None
 
     def finish(self) -> list[tuple[bytes, bytes, bytes]]:
         """End the window; (key, directory key, name) deleted of objects that live on."""
+        self._refuse_busy()
         left = [
             (key, note.deldir or b"", note.delname)
             for key, note in self._notes.items()

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-from fanwise._errors import FanwiseError
+from fanwise._errors import FanwiseError, NotWatchable
 
 from .handles import name_to_handle, open_by_handle
 
@@ -21,10 +21,11 @@ def scan_dirs(
     for key in keys:
         if not 4 <= len(key) <= 132:
             raise ValueError("not a handle key")
+    for key in keys:
         try:
             fd = open_by_handle(mount_fd, key, flags)
-        except OSError as error:
-            failed.append((key, error.errno or 0))
+        except (OSError, NotWatchable) as error:
+            failed.append((key, _errno(error)))
             continue
         try:
             mine = None
@@ -41,8 +42,14 @@ def scan_dirs(
                         continue  # removed meanwhile: the stream tells
                     if mount == mine:
                         found.append((child, key, name))
-        except OSError as error:
-            failed.append((key, error.errno or 0))
+        except (OSError, NotWatchable) as error:
+            failed.append((key, _errno(error)))
         finally:
             os.close(fd)
     return found, failed
+
+
+def _errno(error: OSError | NotWatchable) -> int:
+    # A refusal with a reason keeps the error it began as.
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return (cause.errno if isinstance(cause, OSError) else None) or 0

@@ -13,12 +13,20 @@ CURRENT = 16
 ZOMBIE = 32
 SCANNED = 64
 FREE = 128
+# What a caller may set; the other two are the tree's own.
+SETTABLE = ROOT | TOP | EXCLUDED | FILES | CURRENT | SCANNED
 
 IN = 1
 IN_CURRENT = 2
 IN_FILES = 4
 
 KEY_MAX = 132
+NAME_MAX = 65535
+
+
+def _settable(flags: int) -> None:
+    if flags & ~SETTABLE:
+        raise ValueError("not flags of a directory")
 
 
 class Tree:
@@ -64,10 +72,11 @@ class Tree:
         """Insert or move a directory; its index."""
         if len(key) > KEY_MAX:
             raise ValueError(f"handle key longer than {KEY_MAX} bytes")
-        if len(name) > 65535:
-            raise ValueError("name longer than 65535 bytes")
         if parent != -1:
             self._live(parent)
+        if len(name) > NAME_MAX:
+            raise ValueError(f"name longer than {NAME_MAX} bytes")
+        _settable(flags)
         at = self._index.get(key, -1)
         if at >= 0:
             self.move(at, parent, name)
@@ -102,6 +111,8 @@ class Tree:
         self._live(at)
         if parent != -1:
             self._live(parent)
+        if len(name) > NAME_MAX:
+            raise ValueError(f"name longer than {NAME_MAX} bytes")
         old = self._parent[at]
         if old == parent and self._name[at] == name:
             return
@@ -115,6 +126,8 @@ class Tree:
     def flag(self, at: int, add: int, clear: int) -> None:
         """Set and clear flags."""
         old = self._flags[self._live(at)]
+        _settable(add)
+        _settable(clear)
         new = (old & ~clear) | add
         if (old ^ new) & ~SCANNED:
             self._touch()
@@ -169,27 +182,23 @@ class Tree:
 
     def sweep(self) -> int:
         """Free the removed directories that have no child; how many."""
-        freed, again = 0, True
-        while again:
-            again = False
-            keep = []
-            for at in self._zombies:
-                if self._flags[at] & FREE or not self._flags[at] & ZOMBIE:
-                    continue
-                if self._kids[at]:
-                    keep.append(at)
-                    continue
+        freed = 0
+        for at in self._zombies:
+            # One that was revived by put(), or is listed twice, is no zombie. Dropped parents stand
+            # before their children or after them: the last child takes them along.
+            while at >= 0 and self._flags[at] & ZOMBIE and not self._kids[at]:
+                parent = self._parent[at]
                 del self._index[self._key[at]]
-                if self._parent[at] >= 0:
-                    self._kids[self._parent[at]] -= 1
+                if parent >= 0:
+                    self._kids[parent] -= 1
                 self._flags[at] = FREE
                 self._cache.pop(at, None)
                 self.paths.pop(self._key[at], None)
                 self._key[at] = self._name[at] = b""
                 self._free.append(at)
                 freed += 1
-                again = True
-            self._zombies = keep
+                at = parent
+        self._zombies = [at for at in self._zombies if self._flags[at] & ZOMBIE]
         return freed
 
     def ids(self) -> list[int]:

@@ -96,7 +96,7 @@ static int arena_room(fw_tree *t, size_t need)
         t->used = at;
         t->garbage = 0;
     }
-    if (t->used + need <= t->room)
+    if (t->arena && t->used + need <= t->room)
         return 0;
     size_t room = t->room + t->room / 4 + need + 1024;
     if (room > 0xfffffff0u)
@@ -182,6 +182,8 @@ const fw_prefix *fw_tree_resolve(fw_tree *t, uint32_t id)
         scope |= FW_IN;
     else if (depth && t->nodes[id].flags & FW_FILES)
         scope |= FW_IN_FILES;
+    if (len > FW_PREFIX_MAX)
+        e = &t->prefixes[FW_PREFIXES];
     if (len > e->cap) {
         char *p = realloc(e->prefix, len);
         if (!p)
@@ -215,12 +217,23 @@ nomem:
 
 /* ---- Python type ---- */
 
+/* Exactly an int: __index__ of anything else could run code that changes the tree meanwhile. */
+static long long as_int(PyObject *o, int *over)
+{
+    *over = 0;
+    if (PyLong_Check(o))
+        return PyLong_AsLongLongAndOverflow(o, over);
+    PyErr_SetString(PyExc_TypeError, "an integer is required");
+    return -1;
+}
+
 static int arg_id(fw_tree *t, PyObject *o, uint32_t *ret)
 {
-    long long v = PyLong_AsLongLong(o);
-    if (v == -1 && PyErr_Occurred())
+    int over;
+    long long v = as_int(o, &over);
+    if (v == -1 && !over && PyErr_Occurred())
         return -1;
-    if (v < 0 || v >= (long long)FW_NONE || !live(t, (uint32_t)v)) {
+    if (over || v < 0 || v >= (long long)FW_NONE || !live(t, (uint32_t)v)) {
         PyErr_SetString(PyExc_KeyError, "no such directory");
         return -1;
     }
@@ -230,14 +243,13 @@ static int arg_id(fw_tree *t, PyObject *o, uint32_t *ret)
 
 static int arg_parent(fw_tree *t, PyObject *o, uint32_t *ret)
 {
-    long long v = PyLong_AsLongLong(o);
-    if (v == -1 && !PyErr_Occurred()) {
+    int over;
+    long long v = as_int(o, &over);
+    if (v == -1 && !over && !PyErr_Occurred()) {
         *ret = FW_NONE;
         return 0;
     }
-    if (v == -1)
-        return -1;
-    return arg_id(t, o, ret);
+    return v == -1 && !over ? -1 : arg_id(t, o, ret);
 }
 
 static int arg_bytes(PyObject *o, char **p, Py_ssize_t *n, Py_ssize_t max, const char *what)
@@ -248,6 +260,20 @@ static int arg_bytes(PyObject *o, char **p, Py_ssize_t *n, Py_ssize_t max, const
         PyErr_Format(PyExc_ValueError, "%s longer than %zd bytes", what, max);
         return -1;
     }
+    return 0;
+}
+
+static int arg_flags(PyObject *o, uint32_t *ret)
+{
+    int over;
+    long long v = as_int(o, &over);
+    if (v == -1 && !over && PyErr_Occurred())
+        return -1;
+    if (over || v & ~(long long)FW_SETTABLE) {
+        PyErr_SetString(PyExc_ValueError, "not flags of a directory");
+        return -1;
+    }
+    *ret = (uint32_t)v;
     return 0;
 }
 
@@ -290,12 +316,10 @@ static PyObject *tree_put(PyObject *self, PyObject *const *a, Py_ssize_t na)
     fw_tree *t = (fw_tree *)self;
     char *key, *name;
     Py_ssize_t kl, nl;
-    uint32_t parent;
+    uint32_t parent, flags;
     if (need(na, 4) || arg_bytes(a[0], &key, &kl, FW_KEY_MAX, "handle key") ||
-        arg_parent(t, a[1], &parent) || arg_bytes(a[2], &name, &nl, 65535, "name"))
-        return NULL;
-    unsigned long flags = PyLong_AsUnsignedLong(a[3]);
-    if (PyErr_Occurred())
+        arg_parent(t, a[1], &parent) || arg_bytes(a[2], &name, &nl, 65535, "name") ||
+        arg_flags(a[3], &flags))
         return NULL;
     uint32_t id = fw_tree_find(t, (uint8_t *)key, (size_t)kl);
     if (id != FW_NONE) {
@@ -304,7 +328,7 @@ static PyObject *tree_put(PyObject *self, PyObject *const *a, Py_ssize_t na)
         if (t->nodes[id].flags & FW_ZOMBIE) /* sweep() then passes it over */
             t->nodes[id].flags &= ~FW_ZOMBIE;
         if (flags & ~t->nodes[id].flags) {
-            t->nodes[id].flags |= (uint32_t)flags;
+            t->nodes[id].flags |= flags;
             t->generation++;
         }
         return PyLong_FromUnsignedLong(id);
@@ -318,7 +342,7 @@ static PyObject *tree_put(PyObject *self, PyObject *const *a, Py_ssize_t na)
     *n = (fw_node){.parent = parent,
                    .hash = fw_hash((uint8_t *)key, (size_t)kl),
                    .off = (uint32_t)t->used,
-                   .flags = (uint32_t)flags,
+                   .flags = flags,
                    .namelen = (uint16_t)nl,
                    .keylen = (uint16_t)kl};
     memcpy(t->arena + t->used, key, (size_t)kl);
@@ -361,13 +385,10 @@ static PyObject *tree_move(PyObject *self, PyObject *const *a, Py_ssize_t na)
 static PyObject *tree_flag(PyObject *self, PyObject *const *a, Py_ssize_t na)
 {
     fw_tree *t = (fw_tree *)self;
-    uint32_t id;
-    if (need(na, 3) || arg_id(t, a[0], &id))
+    uint32_t id, set, clear;
+    if (need(na, 3) || arg_id(t, a[0], &id) || arg_flags(a[1], &set) || arg_flags(a[2], &clear))
         return NULL;
-    unsigned long set = PyLong_AsUnsignedLong(a[1]), clear = PyLong_AsUnsignedLong(a[2]);
-    if (PyErr_Occurred())
-        return NULL;
-    uint32_t flags = (t->nodes[id].flags & ~(uint32_t)clear) | (uint32_t)set;
+    uint32_t flags = (t->nodes[id].flags & ~clear) | set;
     if ((flags ^ t->nodes[id].flags) & ~FW_SCANNED)
         t->generation++;
     t->nodes[id].flags = flags;
@@ -424,21 +445,17 @@ static PyObject *tree_sweep(PyObject *self, PyObject *unused)
     (void)unused;
     fw_tree *t = (fw_tree *)self;
     long freed = 0;
-    /* A dropped parent stands before its dropped children or after them: repeat until steady. */
-    for (int again = 1; again;) {
-        again = 0;
-        uint32_t keep = 0;
-        for (uint32_t i = 0; i < t->nzombies; i++) {
-            uint32_t id = t->zombies[i];
+    for (uint32_t i = 0; i < t->nzombies; i++) {
+        /* One that was revived by put(), or is listed twice, is no zombie. Dropped parents stand
+         * before their children or after them: the last child takes them along. */
+        uint32_t id = t->zombies[i], parent;
+        for (; id != FW_NONE; id = parent) {
             fw_node *n = &t->nodes[id];
-            if (n->flags & FW_FREE || !(n->flags & FW_ZOMBIE))
-                continue; /* revived by put(), or listed twice */
-            if (n->kids) {
-                t->zombies[keep++] = id;
-                continue;
-            }
+            if (!(n->flags & FW_ZOMBIE) || n->kids)
+                break;
+            parent = n->parent;
             slots_remove(t, id);
-            kid(t, n->parent, -1);
+            kid(t, parent, -1);
             t->garbage += (size_t)n->keylen + n->namelen;
             n->flags = FW_FREE;
             n->parent = t->free;
@@ -447,10 +464,13 @@ static PyObject *tree_sweep(PyObject *self, PyObject *unused)
             if (t->prefixes[id % FW_PREFIXES].id == id)
                 t->prefixes[id % FW_PREFIXES].id = FW_NONE;
             freed++;
-            again = 1;
         }
-        t->nzombies = keep;
     }
+    uint32_t keep = 0;
+    for (uint32_t i = 0; i < t->nzombies; i++)
+        if (t->nodes[t->zombies[i]].flags & FW_ZOMBIE)
+            t->zombies[keep++] = t->zombies[i];
+    t->nzombies = keep;
     return PyLong_FromLong(freed);
 }
 
@@ -525,12 +545,12 @@ static PyObject *tree_new(PyTypeObject *type, PyObject *args, PyObject *kw)
         return NULL;
     t->free = FW_NONE;
     t->recursive = recursive;
-    t->prefixes = calloc(FW_PREFIXES, sizeof *t->prefixes);
+    t->prefixes = calloc(FW_PREFIXES + 1, sizeof *t->prefixes);
     if (!t->prefixes) {
         Py_DECREF(t);
         return PyErr_NoMemory();
     }
-    for (int i = 0; i < FW_PREFIXES; i++)
+    for (int i = 0; i <= FW_PREFIXES; i++)
         t->prefixes[i].id = FW_NONE;
     return (PyObject *)t;
 }
@@ -542,7 +562,7 @@ static void tree_dealloc(PyObject *self)
     tree_reset(t);
     free(t->chain);
     if (t->prefixes)
-        for (int i = 0; i < FW_PREFIXES; i++)
+        for (int i = 0; i <= FW_PREFIXES; i++)
             free(t->prefixes[i].prefix);
     free(t->prefixes);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);

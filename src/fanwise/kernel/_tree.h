@@ -19,6 +19,8 @@
 #define FW_ZOMBIE 32u  /* removed, kept until its window ends and its children left */
 #define FW_SCANNED 64u /* its subdirectories are known or being read */
 #define FW_FREE 128u
+/* What a caller may set; the other two are the tree's own. */
+#define FW_SETTABLE (FW_ROOT | FW_TOP | FW_EXCLUDED | FW_FILES | FW_CURRENT | FW_SCANNED)
 
 /* Scope of a directory, as resolve() tells it. */
 #define FW_IN 1u
@@ -38,6 +40,7 @@ typedef struct {
 } fw_prefix;
 
 #define FW_PREFIXES 1024
+#define FW_PREFIX_MAX 65536 /* a longer path shares one more slot: whoever makes them pays */
 
 typedef struct {
     PyObject_HEAD

@@ -512,7 +512,7 @@ class Resolver:
         elif old is not None and old[0] and not own:
             self.tell(rows, record, DELETE, old[1], None, old[2])
         if victim is not None:
-            self._drop(victim, record, rows, told=True)
+            self._drop(victim, record, rows)
         if self.dirs.globs.anchored:
             self.dirs.judge_all()
         self.dirs.want_scan(at)
@@ -540,15 +540,20 @@ class Resolver:
             return
         scope, path = self.tree.resolve(at)
         bits = mask & ~(DELETE_SELF | ONDIR)
-        if mask & DELETE_SELF:
-            told = self.decoder.notes(directory)[0] & N_DELETE
-            if not told and not self.tree.info(at)[2] & flags.ZOMBIE:
-                # No DELETE names it: a rename put another directory in its place.
-                bits &= ~ATTRIB
-                self._drop(directory, record, rows)
+        if mask & (ATTRIB | DELETE_SELF) and self._displaced(directory):
+            # A rename put another directory in its place: only its link count changed.
+            bits &= ~ATTRIB
+            self._drop(directory, record, rows)
         if bits and scope & flags.IN:
             source = "current" if scope & flags.IN_CURRENT else "exact"
             self.tell(rows, record, bits, fsdecode(path) or "/", None, source, key=directory)
+
+    def _displaced(self, directory: bytes) -> bool:
+        # Gone, and no DELETE names it, here or in what is still unread.
+        if self.decoder.notes(directory)[0] & N_DELETE or self.lookup.links(directory) > 0:
+            return False
+        self.sync()
+        return not any(record[0] & DELETE for record in self.later_names({directory}))
 
     def _rename_file(self, record: Record, rows: list[Any], replaced: bytes | None) -> None:
         _, _, _, directory, name, directory2, name2, _, _ = record

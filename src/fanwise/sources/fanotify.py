@@ -69,7 +69,7 @@ class FanotifySource:
 
         Raises NotWatchable (PermissionNeeded, FilesystemRefuses, ...) when the kernel refuses.
         """
-        self.fd = init(_INIT)
+        self.fd = init(_INIT, path=self.path)
         _live.add(self)
         try:
             self._mark(FAN_MARK_ADD)

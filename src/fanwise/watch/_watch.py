@@ -5,6 +5,7 @@ LOCKING   one consumer; a second one gets BusyError. `stop` may be called from a
 LIFETIME  nothing starts before ``with``; an open Watch that is dropped warns (ResourceWarning).
 """
 
+import contextlib
 import os
 import select
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import NamedTuple
 
-from fanwise._errors import BusyError, ClosedError, FanwiseError, NoSuchRoot
+from fanwise._errors import BusyError, ClosedError, FanwiseError, NoSuchRoot, PermissionNeeded
 from fanwise.kernel.mounts import Mount, mount_of, mounts, open_mountinfo
 from fanwise.kernel.native import parts
 from fanwise.names.resolver import Settings
@@ -127,9 +128,7 @@ class Watch:
     def _by_mount(self) -> list[tuple[Mount, list[str]]]:
         found: dict[tuple[tuple[int, int], int], tuple[Mount, list[str]]] = {}
         for given in self._given:
-            path = os.path.realpath(given)
-            if not os.path.lexists(path):
-                raise NoSuchRoot(given, "it does not exist", "give an existing file or directory")
+            path = real_path(given)
             mount = mount_of(path)
             _, paths = found.setdefault((mount.dev, mount.id), (mount, []))
             if path not in paths:
@@ -209,15 +208,16 @@ class Watch:
     def _read(self, deadline: float | None) -> list[Change]:
         assert self._epoll is not None
         while True:
+            # Before looking: what wakes from here on is seen, or leaves fileno() readable.
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake_fd)
             rows = self._slice()
             if rows or self.ended:
                 return rows
             wait = -1.0 if deadline is None else deadline - time.monotonic()
             if deadline is not None and wait <= 0:
                 return []
-            for fd, _ in self._epoll.poll(wait):
-                if fd == self._wake_fd:
-                    os.eventfd_read(fd)
+            self._epoll.poll(wait)
 
     def _slice(self) -> list[Change]:
         if self._mount_poll.poll(0):
@@ -277,7 +277,7 @@ class Watch:
     def pause(self) -> None:
         """Drop the marks, as before the process is stopped: the kernel's queue would grow."""
         for group in self._groups:
-            if not group.ended:
+            if group.source.state == "MARKED":
                 group.source.pause()
 
     def resume(self) -> None:
@@ -329,6 +329,24 @@ class Watch:
             for key, value in group.source.drain.stats().items():
                 total[key] = total.get(key, 0) + value
         return total
+
+
+def real_path(given: str | os.PathLike[str]) -> str:
+    """Resolve a path. Raises NoSuchRoot, PermissionNeeded."""
+    path = os.path.realpath(given)
+    try:
+        os.lstat(path)
+    except PermissionError as error:
+        raise PermissionNeeded(
+            given, "a directory above it may not be searched", "run as root, or change its mode"
+        ) from error
+    except FileNotFoundError as error:
+        raise NoSuchRoot(
+            given, "it does not exist", "give an existing file or directory"
+        ) from error
+    except OSError as error:
+        raise NoSuchRoot(given, f"it cannot be reached: {error.strerror}") from error
+    return path
 
 
 def _below(path: bytes, directory: bytes) -> bool:

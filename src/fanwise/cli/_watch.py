@@ -1,0 +1,205 @@
+"""``fanwise watch``: print what changes, for people and for programs."""
+
+import os
+import select
+import stat
+from collections.abc import Sequence
+from typing import Protocol
+
+import click
+
+from fanwise import Change, ConfigError, Exit, FanwiseError, Watch, WatchedRoot, config, watch
+from fanwise.cli import _lines
+from fanwise.cli._output import Output
+from fanwise.cli._signals import Signals
+from fanwise.names.globs import Globs
+
+_OF_MOUNTS = ("mounted", "unmounted")  # told of a root whatever is asked for, so hidden here
+
+
+@click.command()
+@click.argument("paths", nargs=-1, metavar="PATH...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--kinds", metavar="KIND,...", help="Tell these kinds of change only.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out a name or a path.")
+@click.option("--queue", metavar="BYTES", help="Room for what nobody has read yet (256MiB).")
+@click.option("--pure", is_flag=True, help="Use pure Python instead of the native part.")
+@click.option("--no-recursive", is_flag=True, help="Only the names directly in PATH.")
+@click.option("--ignore-pid", type=int, multiple=True, metavar="PID", help="Not what PID does.")
+@click.option("--schema", is_flag=True, help="Print the JSON schema of a line, and nothing else.")
+@click.pass_obj
+def command(
+    file: str | None,
+    paths: tuple[str, ...],
+    as_json: bool,
+    kinds: str | None,
+    exclude: tuple[str, ...],
+    queue: str | None,
+    pure: bool,
+    no_recursive: bool,
+    ignore_pid: tuple[int, ...],
+    schema: bool,
+) -> int:
+    """Print what changes at and below each PATH, until SIGINT or SIGTERM.
+
+    Kinds: created, modified, written, attributes, renamed, deleted, mounted, unmounted; and, by
+    request, opened, accessed, executed. A GLOB with a slash is a path below PATH, one without a
+    name at any depth.
+    """
+    output = Output()
+    if schema:
+        output.write(_lines.schema())
+        return Exit.OK
+    if not paths:
+        raise click.UsageError("Missing argument 'PATH...'.")
+    flags = {
+        "watch.kinds": kinds.split(",") if kinds is not None else None,
+        "watch.exclude": exclude or None,
+        "watch.queue": queue,
+        "watch.pure": pure or None,
+    }
+    settings = config.load(file, flags=flags).config.watch
+    changes = watch(
+        *paths,
+        # A watch needs one kind at least; what was not asked for is left out below.
+        kinds=[k for k in settings.kinds if k not in _OF_MOUNTS] or ["deleted"],
+        exclude=settings.exclude,
+        recursive=not no_recursive,
+        ignore_pids=[os.getpid(), *ignore_pid],
+        queue=settings.queue,
+        pure=settings.pure or None,
+    )
+    signals = Signals(changes.pause)
+    signals.start()
+    try:
+        changes.open()
+    except OSError as error:
+        raise FanwiseError(
+            f"{error.filename or ', '.join(paths)}: cannot be watched: {error.strerror}"
+        ) from error
+    try:
+        _refuse_feedback(output, changes.roots, settings.exclude, not no_recursive)
+        told: _Told
+        if as_json:
+            told = _Json(output)
+        elif output.terminal:
+            from fanwise.cli._terminal import Terminal
+
+            told = Terminal(output, changes)
+        else:
+            from fanwise.cli._plain import Plain
+
+            told = Plain(output)
+        hidden = frozenset((k,) for k in _OF_MOUNTS if k not in settings.kinds)
+        if not set(settings.kinds) - set(_OF_MOUNTS):
+            hidden |= {("deleted",)}
+        return _run(changes, told, output, signals, hidden)
+    finally:
+        changes.close()
+
+
+class _Told(Protocol):
+    """How the stream is shown."""
+
+    def ready(self, roots: Sequence[WatchedRoot]) -> None: ...
+    def scanned(self, directories: int) -> None: ...
+    def changes(self, rows: Sequence[Change]) -> None: ...
+    def stopped(self, changes: int, lost: int | None) -> None: ...
+    def pause(self) -> float | None:
+        """Nothing comes now; return for how long that needs no showing, in seconds."""
+
+
+class _Json:
+    def __init__(self, output: Output) -> None:
+        self._write = output.write
+
+    def ready(self, roots: Sequence[WatchedRoot]) -> None:
+        self._write(_lines.ready(roots))
+
+    def scanned(self, directories: int) -> None:
+        self._write(_lines.line(_lines.Scanned(directories)))
+
+    def changes(self, rows: Sequence[Change]) -> None:
+        self._write(_lines.changes_to_lines(rows))
+
+    def stopped(self, changes: int, lost: int | None) -> None:
+        self._write(_lines.line(_lines.Stopped(changes, lost)))
+
+    def pause(self) -> float | None:
+        return None
+
+
+def _run(
+    changes: Watch,
+    told: _Told,
+    output: Output,
+    signals: Signals,
+    hidden: frozenset[tuple[str, ...]],
+) -> int:
+    poll = select.poll()
+    poll.register(changes.fileno(), select.POLLIN)
+    poll.register(signals.fd, select.POLLIN)
+    poll.register(output.fd, 0)  # POLLERR, POLLHUP: its reader left
+    told.ready(changes.roots)
+    scanned = False
+    count, lost = 0, 0
+    counted = True  # whether every loss had a count
+    while True:
+        signals.clear()
+        if signals.stop:
+            changes.stop()
+        if signals.resumed:
+            with signals.lock:  # not while it is suspended again
+                signals.resumed = False
+                changes.resume()
+        rows = changes.read(0)
+        if hidden:
+            rows = [row for row in rows if row.kinds not in hidden]
+        if rows:
+            count += len(rows)
+            if _lines.has_loss(rows):
+                scanned = False
+                for row in rows:
+                    if row.source is not None:
+                        count -= 1
+                        lost += row.count or 0
+                        counted = counted and row.count is not None
+            told.changes(rows)
+        if not scanned and changes.scanned:
+            scanned = True
+            told.scanned(changes.directories)
+        if changes.ended:
+            break
+        if rows:
+            continue
+        timeout = told.pause()
+        for fd, event in poll.poll(None if timeout is None else timeout * 1000):
+            if fd == output.fd and event & (select.POLLERR | select.POLLHUP):
+                return Exit.OK
+    told.stopped(count, lost if counted else None)
+    return Exit.OK
+
+
+# A file below a root that holds the output would be changed by each change that it tells of.
+def _refuse_feedback(
+    output: Output, roots: Sequence[WatchedRoot], exclude: Sequence[str], recursive: bool
+) -> None:
+    if not stat.S_ISREG(os.fstat(output.fd).st_mode):
+        return
+    path = os.readlink(f"/proc/self/fd/{output.fd}")
+    globs = Globs(exclude, [root.path for root in roots])
+    for root in roots:
+        below = path.startswith(root.path.rstrip("/") + "/")
+        if path != root.path and not (below and (recursive or os.path.dirname(path) == root.path)):
+            continue
+        above, excluded = path, False
+        while above != root.path and not excluded:
+            excluded = globs.match(above)
+            above = os.path.dirname(above)
+        if not excluded:
+            raise ConfigError(
+                "standard output",
+                None,
+                f"{path} is below {root.path}, which is watched: it would tell of itself",
+                f"write elsewhere, or add --exclude {os.path.basename(path)}",
+            )
