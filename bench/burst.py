@@ -53,6 +53,7 @@ def delivered(contender: Contender, output: bytes, root: Path, files: int, facts
     """Count the facts that were delivered; by name and once each wherever names are kept."""
     closing = last_json(output)
     total = sum(facts[kind] for kind in KINDS)
+    absent = {}
     if contender.name == "c":
         counts = closing["distinct"]
     elif contender.name in ("library", "pure"):
@@ -63,6 +64,13 @@ def delivered(contender: Contender, output: bytes, root: Path, files: int, facts
             # It has no renames: a new name is an addition.
             found["renamed"] = found["created"] & expected["renamed"]
         counts = {kind: len(expected[kind] & found[kind]) for kind in KINDS}
+        if contender.drains:
+            # Which ones, or nobody finds out why: by number, the order in which they were made.
+            absent = {
+                kind: sorted(expected[kind] - found[kind], key=lambda path: path[-7:])[:3]
+                for kind in KINDS
+                if counts[kind] < facts[kind]
+            }
     by_kind = {kind: counts.get(kind, 0) / facts[kind] for kind in KINDS}
     return {
         "delivered": sum(counts.get(kind, 0) for kind in KINDS) / total,
@@ -70,6 +78,7 @@ def delivered(contender: Contender, output: bytes, root: Path, files: int, facts
         "named": by_kind["created"],
         "facts": sum(counts.get(kind, 0) for kind in KINDS),
         "lost": closing.get("lost"),
+        "absent": absent,
     }
 
 

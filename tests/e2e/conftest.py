@@ -91,7 +91,7 @@ class Running:
     def rest(self):
         return list(iter(self.record, None))
 
-    def signal(self, signum):
+    def send(self, signum):
         os.kill(self.pid, signum)
 
     def wait(self):
@@ -102,7 +102,7 @@ class Running:
 
     def stop(self, signum=signal.SIGTERM):
         """Signal it; the records up to its end, which must be orderly."""
-        self.signal(signum)
+        self.send(signum)
         rest = self.rest()
         assert (self.wait(), self.errors()) == (0, "")
         return rest

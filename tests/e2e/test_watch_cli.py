@@ -16,11 +16,11 @@ import time
 
 import msgspec
 import pytest
-from conftest import DEADLINE
 
 import fanwise as public
 from fanwise.cli import _lines
 
+DEADLINE = 30  # seconds for anything that must happen
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
@@ -112,7 +112,7 @@ def test_a_second_signal_aborts_at_once(fanwise, scratch, signum):
     sent = 0
     while running.process.poll() is None:
         assert time.monotonic() < until
-        running.signal(signum)
+        running.send(signum)
         sent += 1
         try:
             running.process.wait(0.02)
@@ -138,13 +138,13 @@ def test_suspended_and_continued(fanwise, scratch):
     running.type("scanned")
     for turn in range(2):
         write(scratch / f"before-{turn}")
-        running.signal(signal.SIGTSTP)
+        running.send(signal.SIGTSTP)
         _, status = os.waitpid(running.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
         assert os.WSTOPSIG(status) == signal.SIGTSTP
         assert running.state() == "T"
         write(scratch / f"unseen-{turn}")
-        running.signal(signal.SIGCONT)
+        running.send(signal.SIGCONT)
         told = running.until(lambda r: r["type"] == "lost")
         assert changes(told, path=str(scratch / f"before-{turn}"))
         assert told[-1] == {
@@ -160,14 +160,29 @@ def test_suspended_and_continued(fanwise, scratch):
     assert running.stop()[-1]["lost"] is None  # nobody counted
 
 
+def test_suspended_after_its_root_was_moved(fanwise, scratch):
+    (scratch / "old").mkdir()
+    running = fanwise("watch", "--json", scratch / "old")
+    running.type("scanned")
+    (scratch / "old").rename(scratch / "new")
+    running.until(lambda r: r["type"] == "change")
+    running.send(signal.SIGTSTP)
+    os.waitpid(running.pid, os.WUNTRACED)
+    running.send(signal.SIGCONT)
+    assert running.type("lost")["roots"] == [str(scratch / "new")]
+    write(scratch / "new/file")
+    running.until(by(scratch / "new/file"))
+    running.stop()
+
+
 def test_suspended_while_its_reader_is_slow(fanwise, scratch):
     running = fanwise("watch", "--json", scratch)
     running.type("ready")
     stuck(running, scratch)
-    running.signal(signal.SIGTSTP)
+    running.send(signal.SIGTSTP)
     _, status = os.waitpid(running.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status)
-    running.signal(signal.SIGCONT)
+    running.send(signal.SIGCONT)
     assert running.type("lost")["source"] == "stopped"
     running.stop()
 
@@ -199,12 +214,12 @@ def test_names_that_are_not_utf8_and_their_batch(fanwise, scratch):
     # It says nothing when it is ready, so it is asked until it answers.
     while not select.select([plain.process.stdout], [], [], 0.05)[0]:
         write(scratch / "probe")
-    running.signal(signal.SIGSTOP)  # so that all of it is one batch
+    running.send(signal.SIGSTOP)  # so that all of it is one batch
     write(scratch / "good-1")
     os.close(os.open(odd, os.O_CREAT | os.O_WRONLY))
     os.rename(odd, new)
     write(scratch / "good-2")
-    running.signal(signal.SIGCONT)
+    running.send(signal.SIGCONT)
     told = running.until(by(scratch / "good-2"))
     assert changes(told, path=str(scratch / "good-1"))
     (created,) = changes(told, path_b64=base64.b64encode(odd).decode(), old_path=None)
@@ -217,7 +232,7 @@ def test_names_that_are_not_utf8_and_their_batch(fanwise, scratch):
     while b" renamed " not in (line := plain.line()):
         assert b"\x1b" not in line
     assert line.endswith(rb"/\xff\n\x1b[31m -> " + os.fsencode(scratch) + rb"/\xfe")
-    plain.signal(signal.SIGTERM)
+    plain.send(signal.SIGTERM)
     assert plain.wait() == 0
 
 
@@ -234,12 +249,12 @@ def test_what_is_set_only_where_it_applies(fanwise, scratch):
         told = running.until(lambda r: "unlinked" in r)
     assert told[-1]["unlinked"] is True
     write(scratch / "w").rename(scratch / "victim2")
-    running.signal(signal.SIGSTOP)
+    running.send(signal.SIGSTOP)
     for _ in range(2):  # link, unlink, link again: one record
         os.link(scratch / "victim2", scratch / "l")
         (scratch / "l").unlink()
     os.link(scratch / "victim2", scratch / "l")
-    running.signal(signal.SIGCONT)
+    running.send(signal.SIGCONT)
     told = running.until(lambda r: "exists" in r)
     assert told[-1]["exists"] is True
     told = running.stop()
@@ -267,12 +282,12 @@ def test_the_schema_is_published_and_true(run, fanwise, scratch):
     lines = [running.line(), running.line()]
     write(scratch / "a").rename(scratch / "b")
     os.close(os.open(os.fsencode(scratch) + b"/\xff", os.O_CREAT | os.O_WRONLY))
-    running.signal(signal.SIGTSTP)
+    running.send(signal.SIGTSTP)
     os.waitpid(running.pid, os.WUNTRACED)
-    running.signal(signal.SIGCONT)
+    running.send(signal.SIGCONT)
     while b'"lost"' not in lines[-1]:
         lines.append(running.line())
-    running.signal(signal.SIGTERM)
+    running.send(signal.SIGTERM)
     lines += iter(running.line, None)
     decoder = msgspec.json.Decoder(_lines.Line)  # strict: no field that it does not know
     kinds = {type(decoder.decode(line)).__name__ for line in lines}
@@ -300,7 +315,7 @@ def test_output_below_a_root_is_refused(fanwise, scratch, tmp_path):
         with open(path, "w") as out:
             running = fanwise("watch", "--json", *options, scratch, stdout=out)
             _wait_for(path, "scanned")
-            running.signal(signal.SIGTERM)
+            running.send(signal.SIGTERM)
             assert running.wait() == 0
         assert path.read_text().splitlines()[2:] == ['{"type":"stopped","changes":0,"lost":0}']
 
@@ -328,7 +343,7 @@ def test_it_does_not_tell_of_itself(fanwise, scratch):
                     write(scratch / name)
                 assert select.select([stream], [], [], until - time.monotonic())[0]
                 found += os.read(reader, 65536)
-        running.signal(signal.SIGTERM)
+        running.send(signal.SIGTERM)
         assert running.wait() == 0
     records = [json.loads(line) for line in found.splitlines()]
     assert changes(records, pid=os.getpid())
@@ -375,9 +390,9 @@ def test_options_fall_back_to_the_configuration(fanwise, scratch, tmp_path):
 def test_it_ends_when_all_roots_are_gone(fanwise, scratch):
     (scratch / "one").mkdir()
     (scratch / "two").mkdir()
+    write(scratch / "two/last")
     running = fanwise("watch", "--json", scratch / "one", scratch / "two")
     running.type("scanned")
-    write(scratch / "two/last")
     (scratch / "one").rmdir()
     (scratch / "two/last").unlink()
     (scratch / "two").rmdir()
@@ -431,8 +446,8 @@ def test_an_error_is_one_line_with_reason_and_remedy(run, arguments, status, lin
 
 # As nobody, who may not be able to read the modules: they are loaded before.
 NOBODY = """
-import os, sys
-import fanwise, fanwise.cli._watch, fanwise.cli._doctor, fanwise.kernel._pure_drain, traceback
+import os, sys, locale
+import fanwise, fanwise.cli._main, fanwise.cli._watch, fanwise.cli._doctor
 from fanwise.cli import main
 [getattr(fanwise, name) for name in fanwise.__all__]
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
@@ -489,7 +504,7 @@ def test_text_for_a_pipe(fanwise, scratch):
     assert re.fullmatch(
         clock + b"renamed {18}" + re.escape(head + f"/dir/ -> {scratch}/moved/".encode()), lines[-1]
     )
-    running.signal(signal.SIGINT)
+    running.send(signal.SIGINT)
     assert running.wait() == 0
 
 
@@ -515,7 +530,7 @@ class Screen:
 def test_on_a_terminal(fanwise, scratch, colour):
     main, other = pty.openpty()
     try:
-        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("4H", 24, 60, 0, 0))
+        fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("4H", 24, 90, 0, 0))
         environ = {"TERM": "xterm-256color"} | ({} if colour else {"NO_COLOR": "1"})
         running = fanwise("watch", scratch, stdout=other, environ=environ)
         screen = Screen(main)
@@ -529,14 +544,14 @@ def test_on_a_terminal(fanwise, scratch, colour):
         lines = screen.lines()
         status = lines[-1]
         assert re.match(r"[\d,]+/s \| \d+ changes \| 0 lost \| backlog ", status)
-        assert len(status) < 60
+        assert len(status) < 90
         for line in lines[:-1]:  # the status never got into a line, nor a name out of one
-            assert re.match(r"\d\d:\d\d:\d\d\.\d{3}  [a-z ]{24} +\d+  /", line), line
+            assert re.match(r"\d\d:\d\d:\d\d\.\d{3}  [a-z ]{24,} +\d+  /", line), line
         assert any(rf"{scratch}/evil\x1b[2J\nname" in line for line in lines)
         assert b"\x1b[2J" not in screen.raw
         screen.raw = b""
         screen.until(b"0/s | ")  # the rate comes down by itself
-        running.signal(signal.SIGINT)
+        running.send(signal.SIGINT)
         screen.until(b" lost\r\n")
         assert running.wait() == 0
         assert re.search(r"^\d+ changes, 0 lost$", "\n".join(screen.lines()), re.MULTILINE)

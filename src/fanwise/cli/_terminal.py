@@ -66,6 +66,8 @@ class Terminal:
 
     def changes(self, rows: Sequence[Change]) -> None:
         """Show a batch."""
+        if not self._rate and self._changes == self._since:
+            self._at = time.monotonic()  # the rate is that of what begins now
         lines = []
         for row in rows:
             lines.append(f"{text(row, self._column(row.kinds))}\n")

@@ -43,8 +43,8 @@ def command(
     """Print what changes at and below each PATH, until SIGINT or SIGTERM.
 
     Kinds: created, modified, written, attributes, renamed, deleted, mounted, unmounted; and, by
-    request, opened, accessed, executed. A GLOB with a slash is a path below PATH, one without a
-    name at any depth.
+    request, opened, accessed, executed. A GLOB with a slash in it means a path below PATH, any
+    other a name at any depth.
     """
     output = Output()
     if schema:
@@ -152,9 +152,8 @@ def _run(
             with signals.lock:  # not while it is suspended again
                 signals.resumed = False
                 changes.resume()
-        rows = changes.read(0)
-        if hidden:
-            rows = [row for row in rows if row.kinds not in hidden]
+        found = changes.read(0)
+        rows = [row for row in found if row.kinds not in hidden] if hidden else found
         if rows:
             count += len(rows)
             if _lines.has_loss(rows):
@@ -168,10 +167,10 @@ def _run(
         if not scanned and changes.scanned:
             scanned = True
             told.scanned(changes.directories)
+        if found:
+            continue
         if changes.ended:
             break
-        if rows:
-            continue
         timeout = told.pause()
         for fd, event in poll.poll(None if timeout is None else timeout * 1000):
             if fd == output.fd and event & (select.POLLERR | select.POLLHUP):

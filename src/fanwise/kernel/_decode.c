@@ -23,6 +23,7 @@ enum { STOP_NONE, STOP_DIR, STOP_SELF, STOP_UNKNOWN, STOP_HASH, STOP_BOTH, STOP_
        STOP_OVERFLOW, STOP_FILES, STOP_NAMELESS };
 enum { /* notes on an object */
     N_CREATE = 1, N_DELETE = 2, N_BOTH = 4, N_ATTRIB = 8, N_GONE = 16, N_UNKNOWN = 32, N_BORN = 64,
+    N_TWICE = 256, /* named again after a deletion, or created while it had a name */
     N_DIR = 128 };
 
 typedef struct {
@@ -280,6 +281,8 @@ static int take_note(decoder *d, const rec *r, size_t ci, size_t off)
         note *t = note_get(d, r->target);
         if (!t)
             return -1;
+        if (t->flags & N_DELETE || (r->mask & CREATE && t->names))
+            t->flags |= N_TWICE;
         if (t->names < 0xffff)
             t->names++;
         if (r->mask & ONDIR)
@@ -355,8 +358,8 @@ static PyObject *bytes_of(span s)
     return PyBytes_FromStringAndSize((const char *)s.p, (Py_ssize_t)s.n);
 }
 
-/* [(key, notes, names, renames)] of the objects whose order may be unknowable: renamed twice, or
- * named twice with a link count reported and the object still there. The owner looks closer. */
+/* [(key, notes, names, renames)] of the objects whose order may be unknowable: renamed twice,
+ * gone but named again after a deletion, or named twice with a link count reported and still there. The owner looks closer. */
 static PyObject *decoder_suspects(PyObject *self, PyObject *unused)
 {
     (void)unused;
@@ -364,8 +367,9 @@ static PyObject *decoder_suspects(PyObject *self, PyObject *unused)
     PyObject *l = PyList_New(0);
     for (uint32_t k = 0; l && k < d->nnotes; k++) {
         const note *t = &d->notes[k];
-        if (!(t->renames >= 2 || ((t->names >= 2 || t->flags & N_BOTH) && t->flags & N_ATTRIB &&
-                                  !(t->flags & N_GONE))))
+        if (!(t->renames >= 2 || (t->flags & N_GONE && t->flags & N_TWICE) ||
+              ((t->names >= 2 || t->flags & N_BOTH) && t->flags & N_ATTRIB &&
+               !(t->flags & N_GONE))))
             continue;
         PyObject *o = Py_BuildValue("(y#III)", (const char *)t->key.p, (Py_ssize_t)t->key.n,
                                     t->flags, (unsigned)t->names, (unsigned)t->renames);

@@ -47,6 +47,7 @@ N_GONE = 16
 N_UNKNOWN = 32
 N_BORN = 64
 N_DIR = 128
+N_TWICE = 256  # named again after a deletion, or created while it had a name
 
 # (mask, pid, time, directory key, name, new directory key, new name, target key, victim key)
 Record = tuple[
@@ -222,6 +223,8 @@ class Decoder:
                 note = notes.get(target)
                 if note is None:
                     note = notes[target] = fresh()
+                if note.flags & N_DELETE or (mask & CREATE and note.names):
+                    note.flags |= N_TWICE
                 note.names = min(note.names + 1, 0xFFFF)
                 if mask & ONDIR:
                     note.flags |= N_BORN | N_DIR
@@ -274,6 +277,7 @@ class Decoder:
             (key, n.flags, n.names, n.renames)
             for key, n in self._notes.items()
             if n.renames >= 2
+            or (n.flags & N_GONE and n.flags & N_TWICE)
             or ((n.names >= 2 or n.flags & N_BOTH) and n.flags & N_ATTRIB and not n.flags & N_GONE)
         ]
 

@@ -125,7 +125,7 @@ class Directories:
 
     def scan_keys(self, most: int) -> list[bytes]:
         """Take directories to scan."""
-        keys = []
+        keys: list[bytes] = []
         while self.unscanned and len(keys) < most:
             at = self.unscanned.pop()
             try:
@@ -178,7 +178,7 @@ class Directories:
 
     def place(self, key: bytes, firsts: dict[bytes, Any], extra: int = 0) -> int:
         """Put a directory, and what is above it, where it was; -1 when that is not known."""
-        way = []
+        way: list[tuple[bytes, bytes]] = []
         at: bytes | None = key
         parent = -1
         while at is not None:

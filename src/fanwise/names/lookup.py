@@ -133,18 +133,17 @@ class Lookup:
         finally:
             os.close(here)
 
-    def leads_to(self, directory: bytes, name: bytes, key: bytes) -> bool | None:
-        """Say whether a name leads to an object: True, False (to another), None (to nothing)."""
+    def key_of(self, directory: bytes, name: bytes) -> bytes | None:
+        """Give the key of what a name in a directory leads to; None when it leads to nothing."""
         fd = self._open(directory, _PATH | os.O_DIRECTORY)
         if fd < 0:
             return None
         try:
-            found, _ = name_to_handle(name, fd)
+            return name_to_handle(name, fd)[0]
         except OSError:
             return None
         finally:
             os.close(fd)
-        return found == key
 
     def links(self, key: bytes) -> int:
         """Count an object's links: 0 when only open files hold it, -1 when it is gone."""

@@ -10,7 +10,7 @@ REFS: owned by one group of a watch. LOCKING: none, one consumer. LIFETIME: unti
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from os import fsdecode
 from typing import Any, NamedTuple
 
@@ -124,6 +124,10 @@ class Resolver:
         """Queue, behind everything read so far, the news that the marks were gone for a while."""
         self._pull(1 << 40)
         self.backlog.append(Chunk(b"", time.time_ns(), True, 1, "stopped"))
+
+    def read_ahead(self) -> None:
+        """Take what is there, so that `pending` counts it."""
+        self._pull(_LOOK_AHEAD)
 
     def _pull(self, most: int) -> None:
         while self._backlog_bytes < most:
@@ -290,7 +294,7 @@ class Resolver:
             if chunk.data:
                 self._ahead.add(chunk.data, chunk.when / 1e9)
 
-    def later_names(self, keys: set[bytes]) -> list[Record]:
+    def later_names(self, keys: Container[bytes]) -> list[Record]:
         """Name records of some objects behind the window."""
         self._note_ahead()
         out: list[Record] = self._ahead.name_records(keys)
@@ -597,7 +601,7 @@ class Resolver:
         place = self.where(directory, name or b"")
         if place is None or not place[0] or directory is None or name is None or target is None:
             return
-        exists = self.lookup.leads_to(directory, name, target) is True
+        exists = self.lookup.key_of(directory, name) == target
         self.verifier.told_both(target, directory, name, exists)
         if not exists:
             self.gone.setdefault(target, set()).add(directory + name)
@@ -610,7 +614,7 @@ class Resolver:
         if place is None or directory is None or name is None or target is None:
             return
         if target not in self._unlinked_tmp:
-            if self.lookup.leads_to(directory, name, target) is True or self._named(target):
+            if self.lookup.key_of(directory, name) == target or self._named(target):
                 self.tell(rows, record, mask, place[1], None, place[2])
                 return
             link = None

@@ -2,9 +2,12 @@
 
 The kernel merges an event into an unread record of the same name, object and process, also across
 records of other names: the order of two names of one object is then unknowable. That is so only for
-an object (a) whose renames in the window form a cycle of names, or (b) with two or more name
-records, or creation and deletion in one, whose link count was reported and which is not gone. These
-are looked up after the window; a correction tells what differs.
+an object
+(a) to which a rename gives a name that an earlier rename of the window took from it (a cycle),
+(b) with two or more name records, or creation and deletion in one, whose link count was reported
+    and which is not gone,
+(c) which is gone, while its records, replayed in order, leave it a name.
+These are looked up after the window; a correction tells what differs.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -26,25 +29,42 @@ if TYPE_CHECKING:
     from .resolver import Resolver
 
 _BOTH = CREATE | DELETE
-Name = tuple[bytes | None, bytes | None]
+Name = tuple[bytes, bytes]  # directory key, name
 
 
-def cycles(records: list[Record]) -> bool:
-    """Say whether the renames among these records lead from a name back to itself."""
-    edges: dict[Name, set[Name]] = {}
+class _Everything:
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+_EVERYTHING = _Everything()
+
+
+def _names(record: Record) -> list[Name]:
+    names = []
+    if record[3] is not None and record[4] is not None:
+        names.append((record[3], record[4]))
+    if record[5] is not None and record[6] is not None:
+        names.append((record[5], record[6]))
+    return names
+
+
+def _is_dir(records: list[Record]) -> bool:
+    return bool(records[-1][0] & ONDIR)
+
+
+def comes_back(records: list[Record]) -> bool:
+    """Say whether a rename among these records gives an object a name that an earlier one took.
+
+    Every cycle of names does; so does a rename of another hard link to a name that was left.
+    """
+    left: set[Name] = set()
     for record in records:
-        if record[0] & RENAME:
-            edges.setdefault((record[3], record[4]), set()).add((record[5], record[6]))
-    for start in edges:
-        seen: set[Name] = set()
-        todo = list(edges[start])
-        while todo:
-            name = todo.pop()
-            if name == start:
+        names = _names(record)
+        if record[0] & RENAME and len(names) == 2:
+            if names[1] in left:
                 return True
-            if name not in seen:
-                seen.add(name)
-                todo += edges.get(name, ())
+            left.add(names[0])
     return False
 
 
@@ -61,6 +81,7 @@ class Verifier:
         # again while they were looked up: object -> records.
         self._carried: dict[bytes, list[Record]] = {}
         self._flags: dict[bytes, int] = {}
+        self._again: set[bytes] = set()  # those that were named again
         self._doubtful: dict[bytes, list[Record]] = {}
         self._both: dict[tuple[bytes, bytes, bytes], bool] = {}
 
@@ -75,7 +96,7 @@ class Verifier:
         suspects = {key: notes for key, notes, _, _ in decoder.suspects()}
         for key in self._carried:
             notes, names, _ = decoder.notes(key)
-            if names or notes:
+            if names or notes or key in self._again:
                 suspects[key] = notes
         if not suspects:
             return
@@ -87,17 +108,16 @@ class Verifier:
                 grouped[record[7]].append(record)
         for key, records in grouped.items():
             notes = suspects[key] | self._flags.get(key, 0)
-            if self._open_question(notes, records):
+            if key in self._again or self._open_question(key, notes, records):
                 self._doubtful[key] = records
                 at = self._r.tree.find(key) if notes & N_DIR else -1
                 if at >= 0:
                     self._r.mark_current(at)
 
-    @staticmethod
-    def _open_question(notes: int, records: list[Record]) -> bool:
+    def _open_question(self, key: bytes, notes: int, records: list[Record]) -> bool:
         if notes & N_GONE:
-            return False
-        if cycles(records):
+            return any(self._told(key, records).values())
+        if comes_back(records):
             return True
         many = len(records) >= 2 or bool(notes & N_BOTH)
         return many and bool(notes & N_ATTRIB) and not notes & N_DIR
@@ -108,12 +128,22 @@ class Verifier:
         decoder = self._r.decoder
         again: set[bytes] = set()
         if doubtful:
-            seen = {key: self._look(key, records) for key, records in doubtful.items()}
+            names = {
+                name
+                for records in doubtful.values()
+                for record in records
+                for name in _names(record)
+            }
+            ways = {key: self._way(key) for key, records in doubtful.items() if _is_dir(records)}
+            truth = {name: self._r.lookup.key_of(*name) for name in names}
             self._r.sync()
-            again = {r[7] for r in self._r.later_names(set(doubtful)) if r[7] is not None}
-            for key, records in doubtful.items():
-                if key not in again:
-                    self._correct(rows, key, records, seen[key])
+            # Named again since: what was seen is newer than the records. The next window settles.
+            for record in self._r.later_names(_EVERYTHING):
+                if record[7] in doubtful or not names.isdisjoint(_names(record)):
+                    again |= doubtful.keys()
+                    break
+            if not again:
+                self._correct(rows, doubtful, ways, truth)
         if not drained:
             for record in decoder.name_records(None):
                 if record[7] is not None and record[7] not in doubtful:
@@ -124,71 +154,112 @@ class Verifier:
         else:
             self._carried = {}
             self._flags = {}
+        self._again = again
         for key in again:
             self._carried[key] = doubtful[key]
             self._flags[key] = decoder.notes(key)[0]
         if drained and not again:
             self._both.clear()
 
+    def _way(self, key: bytes) -> Name | None:
+        way = self._r.lookup.locate(key, lambda _: True)
+        if not way or way[0][1] is None:
+            return None
+        return way[0][1], way[0][2]
+
+    def _correct(
+        self,
+        rows: list[Any],
+        doubtful: dict[bytes, list[Record]],
+        ways: dict[bytes, Name | None],
+        truth: dict[Name, bytes | None],
+    ) -> None:
+        # What a consumer believes of these names, who took the changes in the order told.
+        told: dict[Name, bytes | None] = {}
+        ordered = [r for records in self._carried.values() for r in records]
+        for record in [*ordered, *self._r.decoder.name_records(_EVERYTHING)]:
+            for name, key in self._told(record[7] or b"", [record]).items():
+                if name in truth:
+                    told[name] = key
+        for key, way in ways.items():
+            last = doubtful[key][-1]
+            moved = self._correct_directory(rows, key, last, way)
+            if moved:
+                told[moved[0]], told[moved[1]] = None, key
+        missing = [n for n, key in truth.items() if key is not None and told.get(n, key) != key]
+        extra = [n for n, key in truth.items() if key is None and told.get(n) is not None]
+        last = list(doubtful.values())[-1][-1]
+        if len(missing) == 1 and len(extra) == 1 and truth[missing[0]] == told[extra[0]]:
+            record = doubtful.get(truth[missing[0]] or b"", [last])[-1]
+            self._tell(rows, record, RENAME, missing[0], extra[0], truth[missing[0]] or b"")
+            return
+        for name in extra:
+            key = told[name] or b""
+            self._tell(rows, doubtful.get(key, [last])[-1], DELETE, name, None, key)
+        for name in missing:
+            key = truth[name] or b""
+            self._tell(rows, doubtful.get(key, [last])[-1], CREATE, name, None, key)
+
     # -- one object --
 
-    def _look(self, key: bytes, records: list[Record]) -> Any:
-        if records[-1][0] & ONDIR:
-            way = self._r.lookup.locate(key, lambda _: True)
-            return way[0][1:] if way else None
-        names = {n for r in records for n in ((r[3], r[4]), (r[5], r[6])) if n[0] and n[1]}
-        return {(d, n): self._r.lookup.leads_to(d, n, key) for d, n in names}
-
-    def _correct(self, rows: list[Any], key: bytes, records: list[Record], seen: Any) -> None:
-        last = records[-1]
-        if last[0] & ONDIR:
-            self._correct_directory(rows, key, last, seen)
-            return
-        told: dict[Name, bool] = {}
+    def _told(self, key: bytes, records: list[Record]) -> dict[Name, bytes | None]:
+        # Which names lead to the object, after these records in their order.
+        told: dict[Name, bytes | None] = {}
         for record in records:
+            if record[3] is None or record[4] is None:
+                continue
             old: Name = (record[3], record[4])
             if record[0] & RENAME:
-                told[old] = False
-                told[record[5], record[6]] = True
+                told[old] = None
+                for new in _names(record)[1:]:
+                    told[new] = key
             elif record[0] & _BOTH == _BOTH:
-                told[old] = self._both.get((key, old[0] or b"", old[1] or b""), False)
+                told[old] = key if self._both.get((key, *old)) else None
             else:
-                told[old] = bool(record[0] & CREATE)
-        missing = [n for n, there in told.items() if not there and seen.get(n) is True]
-        extra = [n for n, there in told.items() if there and seen.get(n, True) is None]
-        if len(missing) == 1 and len(extra) == 1:
-            self._tell(rows, last, RENAME, missing[0], extra[0], key)
-            return
-        for name in missing:
-            self._tell(rows, last, CREATE, name, None, key)
-        for name in extra:
-            self._tell(rows, last, DELETE, name, None, key)
+                told[old] = key if record[0] & CREATE else None
+        return told
 
-    def _correct_directory(self, rows: list[Any], key: bytes, last: Record, seen: Any) -> None:
+    def _correct_directory(
+        self, rows: list[Any], key: bytes, last: Record, way: Name | None
+    ) -> tuple[Name, Name] | None:
+        # The names between which it was moved.
         tree = self._r.tree
         at = tree.find(key)
-        if seen is None or at < 0 or seen[0] is None:
-            return
+        if way is None or at < 0:
+            return None
         parent, name, _, _, _ = tree.info(at)
-        held = (tree.info(parent)[3] if parent >= 0 else None, name)
-        if held == tuple(seen) or tree.find(seen[0]) < 0:
-            return
+        held = (tree.info(parent)[3] if parent >= 0 else b"", name)
+        if held == way or tree.find(way[0]) < 0:
+            return None
+        before = self._r.where(*held)
         tree.flag(at, 0, flags.CURRENT)
-        tree.move(at, tree.find(seen[0]), seen[1])
-        self._tell(rows, last, RENAME, seen, held, key)
+        tree.move(at, tree.find(way[0]), way[1])
+        self._tell(rows, last, RENAME, way, held, key, before)
         self._r.dirs.want_scan(at)
+        return held, way
 
     def _tell(
-        self, rows: list[Any], last: Record, bits: int, name: Name, old: Name | None, key: bytes
+        self,
+        rows: list[Any],
+        last: Record,
+        bits: int,
+        name: Name,
+        old: Name | None,
+        key: bytes,
+        before: tuple[bool, str, str] | None = None,
     ) -> None:
-        place = self._r.where(name[0], name[1] or b"")
-        before = self._r.where(old[0], old[1] or b"") if old else None
-        if old is not None and before is not None and before[0]:
-            if place is None or not place[0]:
+        place = self._r.where(*name)
+        if old is not None and before is None:
+            before = self._r.where(*old)
+        inside = place is not None and place[0]
+        was = before is not None and before[0]
+        if old is not None and was and before is not None:
+            if inside and place is not None:
+                self._r.tell(
+                    rows, last, RENAME, place[1], before[1], place[2], key=key, correction=True
+                )
+            else:
                 self._r.tell(rows, last, DELETE, before[1], None, before[2], correction=True)
-                return
-            self._r.tell(rows, last, RENAME, place[1], before[1], place[2], correction=True)
-            return
-        if place is not None and place[0]:
+        elif inside and place is not None:
             bits = CREATE if bits & RENAME else bits
             self._r.tell(rows, last, bits, place[1], None, place[2], key=key, correction=True)

@@ -41,6 +41,7 @@ class Group:
         self.resolver: Resolver
         self.scanner: Scanner
         self._farewell: str | None = None
+        self._read_all = False  # the drain ended, and what it had read was taken
 
     def open(self) -> None:
         """Mark the filesystem and begin. Raises NotWatchable, OSError."""
@@ -78,7 +79,12 @@ class Group:
 
     def step(self, limit: int) -> list[Any]:
         """Return the next slice of changes."""
+        last = bool(self.source.drain.ended)
         rows = self.resolver.step(limit)
+        if last:
+            # A window with nothing to tell may have others behind it: `pending` counts them now.
+            self.resolver.read_ahead()
+            self._read_all = True
         if not rows and self._farewell and not self.pending:
             self.resolver.tell_roots(rows, self._farewell)
             self._farewell = None
@@ -95,7 +101,7 @@ class Group:
         """Whether nothing more can come."""
         if self.pending or self._farewell:
             return False
-        return not self.resolver.dirs.roots or bool(self.source.drain.ended)
+        return not self.resolver.dirs.roots or self._read_all
 
     def unmounted(self) -> None:
         """Say goodbye once everything read before is delivered."""

@@ -284,6 +284,8 @@ class Watch:
         """Mark again after `pause` and tell ``lost`` with source ``"stopped"``."""
         for group in self._groups:
             if group.source.state == "PAUSED":
+                # The root itself may have been moved since, and is followed.
+                group.source.path = os.fsdecode(group.mount.mount_point)
                 group.source.resume()
                 group.resolver.push_stop()
         self._wake()

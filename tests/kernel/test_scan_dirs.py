@@ -1,0 +1,252 @@
+"""scan_dirs on real filesystems: native and pure list the same, and leave nothing open."""
+
+import ctypes
+import errno
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from fanwise.kernel import _pure_scan
+from fanwise.kernel.handles import name_to_handle
+from tests.kernel.conftest import mounted
+from tests.wire.twins import PURE, native_parts
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=["native", "pure"])
+def scan(request, cannot_run):
+    return (PURE if request.param == "pure" else native_parts(cannot_run)).scan_dirs
+
+
+@pytest.fixture(params=["tmpfs", "ext4"])
+def point(request, tmp_path):
+    with mounted(request.param, tmp_path) as where:
+        yield where
+
+
+@pytest.fixture
+def mount_fd(point):
+    fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+def key(path):
+    return name_to_handle(path)[0]
+
+
+def listed(path):
+    """What a scan of one directory must find."""
+    with os.scandir(os.fsencode(path)) as entries:
+        return {
+            (key(entry.path), key(path), entry.name)
+            for entry in entries
+            if entry.is_dir(follow_symlinks=False)
+        }
+
+
+def open_descriptors():
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+def test_a_nested_tree(scan, point, mount_fd):
+    made = []
+    for name in (b"a", b"a/b", b"a/b/c", b"d", b"\xff\xfe\n", b"\xff\xfe\n/x", b"n" * 255, b".hid"):
+        os.mkdir(os.path.join(os.fsencode(point), name))
+        made.append(os.path.join(os.fsencode(point), name))
+    (point / "file").touch()
+    (point / "link").symlink_to("a")
+    os.mkfifo(point / "a" / "fifo")
+    before = open_descriptors()
+    keys = [key(point), *(key(path) for path in made)]
+    found, failed = scan(mount_fd, keys)
+    assert failed == []
+    assert len(found) == len(set(found))
+    assert set(found) == set().union(*(listed(path) for path in (point, *made)))
+    assert {child for child, _, _ in found} >= set(keys[1:])
+    order = [keys.index(parent) for _, parent, _ in found]
+    assert order == sorted(order)
+    assert scan(mount_fd, tuple(keys)) == (found, [])
+    assert scan(mount_fd, []) == ([], [])
+    assert open_descriptors() == before
+
+
+def test_many_entries(scan, point, mount_fd):
+    # More than fit into one buffer of getdents.
+    names = {b"%04d" % i + b"x" * 120 for i in range(1500)}
+    for name in names:
+        os.mkdir(os.path.join(os.fsencode(point), name))
+    for i in range(500):
+        (point / f"file{i}").touch()
+    found, failed = scan(mount_fd, [key(point)])
+    assert failed == []
+    assert len(found) == len(listed(point))
+    assert set(found) == listed(point)
+    assert names <= {name for _, _, name in found}
+
+
+def test_a_mount_point_is_passed_over(scan, point, mount_fd):
+    for name in ("a", "over", "z"):
+        (point / name).mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "inner", point / "over"], check=True)
+    try:
+        found, failed = scan(mount_fd, [key(point)])
+    finally:
+        subprocess.run(["umount", point / "over"], check=True)
+    assert failed == []
+    assert {"a", "z"} <= {os.fsdecode(name) for _, _, name in found}
+    assert b"over" not in {name for _, _, name in found}
+    found, _ = scan(mount_fd, [key(point)])
+    assert b"over" in {name for _, _, name in found}
+
+
+def test_what_fails(scan, point, mount_fd):
+    (point / "gone").mkdir()
+    (point / "there" / "below").mkdir(parents=True)
+    (point / "file").touch()
+    gone, there, file = key(point / "gone"), key(point / "there"), key(point / "file")
+    (point / "gone").rmdir()
+    before = open_descriptors()
+    made_up = (b"\1\0\0\0", b"\x77\0\0\0" + bytes(8), b"\1\0\0\0" + bytes(128))
+    found, failed = scan(mount_fd, [gone, there, file, *made_up])
+    assert found == [(key(point / "there" / "below"), there, b"below")]
+    told = dict(failed)
+    assert [k for k, _ in failed] == [gone, file, *made_up]
+    assert (told[gone], told[file]) == (errno.ESTALE, errno.ENOTDIR)
+    assert all(code in (errno.ESTALE, errno.EINVAL) for code in told.values() if code != told[file])
+    assert open_descriptors() == before
+    assert scan(-1, [there]) == ([], [(there, errno.EBADF)])
+    path_fd = os.open(point, os.O_PATH)
+    try:
+        assert scan(path_fd, [there]) == ([], [(there, errno.EBADF)])
+    finally:
+        os.close(path_fd)
+    null = os.open("/proc/self/status", os.O_RDONLY)
+    try:
+        found, failed = scan(null, [there])
+        assert (found, [k for k, _ in failed]) == ([], [there])
+    finally:
+        os.close(null)
+
+
+@pytest.mark.parametrize("bad", [b"", b"abc", bytes(133), bytes(1000)])
+def test_what_is_no_key(scan, point, mount_fd, bad):
+    with pytest.raises(ValueError, match="not a handle key"):
+        scan(mount_fd, [key(point), bad])
+
+
+def test_failures_are_the_same_in_both(cannot_run, point, mount_fd):
+    keys = [bytes([kind, 0, 0, 0]) + bytes([fill] * size)
+            for kind in (0, 1, 2, 0x4D, 0x81, 0xFF) for fill in (0, 1, 255)
+            for size in (0, 1, 8, 12, 20, 128)]  # fmt: skip
+    assert native_parts(cannot_run).scan_dirs(mount_fd, keys) == PURE.scan_dirs(mount_fd, keys)
+
+
+def test_access_times_stay(scan, tmp_path):
+    with mounted("tmpfs", tmp_path) as point:
+        subprocess.run(["mount", "-o", "remount,strictatime", point], check=True)
+        (point / "a").mkdir()
+        fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.utime(point, (1, 2))
+            scan(fd, [key(point)])
+            assert os.stat(point).st_atime == 1
+            os.listdir(point)
+            assert os.stat(point).st_atime != 1  # a plain listing shows
+        finally:
+            os.close(fd)
+
+
+def test_a_directory_that_changes_meanwhile(scan, point, mount_fd, monkeypatch):
+    for i in range(50):
+        (point / f"d{i}").mkdir()
+    if scan is PURE.scan_dirs:
+        real = _pure_scan.name_to_handle
+        removed = []
+
+        def racing(name, fd, **more):
+            if name == b"d7" and not removed:
+                (point / "d7").rmdir()
+                removed.append(name)
+            return real(name, fd, **more)
+
+        monkeypatch.setattr(_pure_scan, "name_to_handle", racing)
+        found, failed = scan(mount_fd, [key(point)])
+        assert failed == []
+        assert {b"d%d" % i for i in range(50)} - {name for _, _, name in found} == {b"d7"}
+        return
+    # The native one without a hook: another process makes and removes, and it only has to be sane.
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import os, sys\nos.chdir(sys.argv[1])\n"
+         "while True:\n for i in range(50): os.rmdir(f'd{i}'); os.mkdir(f'd{i}')\n", point]
+    )  # fmt: skip
+    try:
+        for _ in range(300):
+            found, failed = scan(mount_fd, [key(point)])
+            assert failed == []
+            assert {parent for _, parent, _ in found} == {key(point)}
+    finally:
+        child.kill()
+        child.wait()
+
+
+REFUSED = """
+import ctypes, os, struct, sys
+from tests.kernel import refusals
+from fanwise.kernel import handles, native
+scan = native.parts(pure=sys.argv[2] == "pure").scan_dirs
+fd = os.open(sys.argv[1], os.O_RDONLY)
+key = handles.name_to_handle(sys.argv[1])[0]
+exec(sys.argv[3])
+print(scan(fd, [key]) == ([], [(key, int(sys.argv[4]))]))
+"""
+
+
+@pytest.mark.parametrize("which", ["native", "pure"])
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [("refusals.drop(refusals.CAP_DAC_READ_SEARCH)", errno.EPERM),
+     ("refusals.install_filter(['open_by_handle_at'], 38)", errno.ENOSYS),
+     ("refusals.install_filter(['open_by_handle_at'], 1)", errno.EPERM),
+     ("refusals.install_filter(['name_to_handle_at'], 38)", errno.ENOSYS)],
+)  # fmt: skip
+def test_refusals_are_failures_of_each_directory(cannot_run, tmp_path, which, how, code):
+    native_parts(cannot_run)
+    with mounted("tmpfs", tmp_path) as point:
+        (point / "a").mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", REFUSED, point, which, how, str(code)],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_the_lock_is_free_meanwhile(cannot_run, point, mount_fd):
+    # With the interpreter lock held, no other thread would get to run during the call.
+    for i in range(300):
+        (point / f"d{i}").mkdir()
+    scan, keys = native_parts(cannot_run).scan_dirs, [key(point)] * 200
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.wait(0.001):
+            ticks.append(1)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        lib = ctypes.pythonapi  # keeps the lock: the ticks while it sleeps are none
+        ticks.clear()
+        lib.usleep(20_000)
+        held = len(ticks)
+        ticks.clear()
+        scan(mount_fd, keys)
+        assert len(ticks) > held + 1
+    finally:
+        stop.set()
+        thread.join()
