@@ -784,8 +784,7 @@ static PyObject *decoder_decode(PyObject *self, PyObject *limit)
     Py_ssize_t most = PyLong_AsSsize_t(limit);
     if ((most == -1 && PyErr_Occurred()) || refuse_busy(d))
         return NULL;
-    if (most > PY_SSIZE_T_MAX / 8)
-        most = PY_SSIZE_T_MAX / 8;
+    most = most < 0 ? 0 : most > PY_SSIZE_T_MAX / 8 ? PY_SSIZE_T_MAX / 8 : most;
     PyObject *rows = PyList_New(0);
     if (!rows)
         return NULL;

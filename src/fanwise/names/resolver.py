@@ -9,8 +9,7 @@ REFS: owned by one group of a watch. LOCKING: none, one consumer. LIFETIME: unti
 """
 
 import time
-from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from os import fsdecode
 from typing import Any, NamedTuple
 
@@ -42,24 +41,13 @@ from fanwise.kernel.mounts import Mount
 from fanwise.kernel.native import Parts
 
 from .directories import Directories, Root
+from .intake import Intake
 from .scan import Scanner
 from .verify import Verifier
 
 WINDOW = 65_536  # records, after which a window ends without an empty queue
-_LOOK_AHEAD = 64 << 20  # bytes read ahead of decoding at the most
 _SCAN_AHEAD = 1024  # directories handed to the scan at a time
 _BOTH = CREATE | DELETE
-
-
-class Chunk(NamedTuple):
-    """What one read brought: whole records, and what a loss before them cost."""
-
-    data: bytes
-    when: int  # ns since the epoch, of reading
-    drained: bool  # the kernel's queue was seen empty after it
-    lost: int  # records discarded before it
-    source: str = "ring"  # or "stopped": the marks were gone for a while, nothing was counted
-
 
 
 class Settings(NamedTuple):
@@ -87,7 +75,6 @@ class Resolver:
         self.lookup = directories.lookup
         self.tree = directories.tree
         self.scanner = scanner
-        self._take, self._sync_source = take, sync
         self.settings = settings
         self._dev = directories.mount.dev
         # Names deleted of objects that live on: handle key -> {directory key + name}.
@@ -96,11 +83,9 @@ class Resolver:
         device = f"{self._dev[0]}:{self._dev[1]}"
         make, kinds, want, pids = settings
         self.decoder = parts.Decoder(self.tree, make, kinds, want, device, pids, self.gone)
-        # Notes what the chunks behind the window say, without decoding them.
-        self._ahead = parts.Decoder(self.tree, make, kinds, want, device, pids, {})
+        ahead = parts.Decoder(self.tree, make, kinds, want, device, pids, {})
+        self.intake = Intake(take, sync, ahead)
         self.verifier = Verifier(self)
-        self.backlog: deque[Chunk] = deque()
-        self._backlog_bytes = 0
         self._open = False
         self._drained = True
         self._currents: list[int] = []
@@ -120,40 +105,6 @@ class Resolver:
         self.dirs.dead = set()
         self._scan_more()
 
-    def push_stop(self) -> None:
-        """Queue, behind everything read so far, the news that the marks were gone for a while."""
-        self._pull(1 << 40)
-        self.backlog.append(Chunk(b"", time.time_ns(), True, 1, "stopped"))
-
-    def read_ahead(self) -> None:
-        """Take what is there, so that `pending` counts it."""
-        self._pull(_LOOK_AHEAD)
-
-    def _pull(self, most: int) -> None:
-        while self._backlog_bytes < most:
-            chunk = self._take()
-            if chunk is None:
-                return
-            self.backlog.append(Chunk(*chunk))
-            self._backlog_bytes += len(chunk[0])
-
-    def _pop(self) -> Chunk | None:
-        if not self.backlog:
-            chunk = self._take()
-            return Chunk(*chunk) if chunk else None
-        first = self.backlog.popleft()
-        self._backlog_bytes -= len(first.data)
-        return first
-
-    def sync(self) -> bool:
-        """Read until the queue is empty: all that was raised before is in the backlog then.
-
-        False when that cannot be said: paths learnt by looking are "current" then, not "exact".
-        """
-        complete = self._sync_source()
-        self._pull(_LOOK_AHEAD)
-        return complete and self._backlog_bytes < _LOOK_AHEAD
-
     # -- slices --
 
     def step(self, limit: int) -> list[Any]:
@@ -167,7 +118,7 @@ class Resolver:
                 self._open = True
             while len(rows) < limit:
                 made, stop = self.decoder.decode(limit - len(rows))
-                rows = rows + made if rows else made
+                rows += made
                 if stop:
                     self._settle(stop, self.decoder.record(), rows)
                     self.decoder.advance()
@@ -199,33 +150,32 @@ class Resolver:
     @property
     def pending(self) -> bool:
         """Whether step() has more to do without anything new."""
-        return self._open or bool(self.backlog)
+        return self._open or bool(self.intake)
 
     def _begin(self, rows: list[Any]) -> bool:
         found = self.scanner.take()
-        complete = self.sync() if found else True
+        complete = self.intake.sync() if found else True
         records = 0
         drained = False
         while records < WINDOW:
-            chunk = self._pop()
+            chunk = self.intake.pop()
             if chunk is None:
                 if not records or drained:
                     break
                 # The reader is between two reads, or a full ring hid that the queue was empty.
-                self._sync_source()
-                self._pull(_LOOK_AHEAD)
-                if not self.backlog:
-                    drained = True
+                self.intake.sync()
+                drained = not self.intake
                 continue
             if chunk.lost:
                 if records:  # the window ends before the gap
-                    self._unpop(chunk)
+                    self.intake.unpop(chunk)
                     drained = True
                     break
                 count = chunk.lost if chunk.source == "ring" else None
                 self._loss(rows, count, chunk.source)
                 if chunk.data:
-                    self._unpop(chunk._replace(lost=0))
+                    chunk.lost = 0
+                    self.intake.unpop(chunk)
                 return False
             if chunk.data:
                 records += self.decoder.add(chunk.data, chunk.when / 1e9)
@@ -243,10 +193,6 @@ class Resolver:
                     self._unlinked_tmp[record[7]] = record[3], record[4]
         self.verifier.begin()
         return True
-
-    def _unpop(self, chunk: Chunk) -> None:
-        self.backlog.appendleft(chunk)
-        self._backlog_bytes += len(chunk.data)
 
     def _end(self, rows: list[Any]) -> None:
         self.verifier.end(rows, self._drained)
@@ -281,24 +227,8 @@ class Resolver:
         out: dict[bytes, Record] = {}
         for record in self.decoder.dir_records():
             out.setdefault(record[7], record)
-        self._note_ahead()
-        for record in self._ahead.dir_records():
+        for record in self.intake.directories():
             out.setdefault(record[7], record)
-        self._ahead.finish()
-        return out
-
-    def _note_ahead(self) -> None:
-        for chunk in self.backlog:
-            if chunk.lost:
-                break
-            if chunk.data:
-                self._ahead.add(chunk.data, chunk.when / 1e9)
-
-    def later_names(self, keys: Container[bytes]) -> list[Record]:
-        """Name records of some objects behind the window."""
-        self._note_ahead()
-        out: list[Record] = self._ahead.name_records(keys)
-        self._ahead.finish()
         return out
 
     def _learn(self, found: list[Any], complete: bool, new: bool) -> None:
@@ -320,7 +250,7 @@ class Resolver:
                 break
             asked |= missing
             dirs.look(missing)
-            complete = self.sync() and complete
+            complete = self.intake.sync() and complete
             firsts = self.firsts()
         for key in scanned:
             dirs.place(key, firsts)
@@ -556,8 +486,8 @@ class Resolver:
         # Gone, and no DELETE names it, here or in what is still unread.
         if self.decoder.notes(directory)[0] & N_DELETE or self.lookup.links(directory) > 0:
             return False
-        self.sync()
-        return not any(record[0] & DELETE for record in self.later_names({directory}))
+        self.intake.sync()
+        return not any(record[0] & DELETE for record in self.intake.names({directory}))
 
     def _rename_file(self, record: Record, rows: list[Any], replaced: bytes | None) -> None:
         _, _, _, directory, name, directory2, name2, _, _ = record

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .resolver import Resolver
 
 _BOTH = CREATE | DELETE
+# So many bytes ahead, a look would most likely show what is not decoded yet: it waits.
+_BEHIND = 1 << 20
 Name = tuple[bytes, bytes]  # directory key, name
 
 
@@ -127,7 +129,9 @@ class Verifier:
         doubtful, self._doubtful = self._doubtful, {}
         decoder = self._r.decoder
         again: set[bytes] = set()
-        if doubtful:
+        if doubtful and self._r.intake.bytes > _BEHIND:
+            again = set(doubtful)
+        elif doubtful:
             names = {
                 name
                 for records in doubtful.values()
@@ -136,9 +140,9 @@ class Verifier:
             }
             ways = {key: self._way(key) for key, records in doubtful.items() if _is_dir(records)}
             truth = {name: self._r.lookup.key_of(*name) for name in names}
-            self._r.sync()
+            self._r.intake.sync()
             # Named again since: what was seen is newer than the records. The next window settles.
-            for record in self._r.later_names(_EVERYTHING):
+            for record in self._r.intake.names(_EVERYTHING):
                 if record[7] in doubtful or not names.isdisjoint(_names(record)):
                     again |= doubtful.keys()
                     break

@@ -83,7 +83,7 @@ class Group:
         rows = self.resolver.step(limit)
         if last:
             # A window with nothing to tell may have others behind it: `pending` counts them now.
-            self.resolver.read_ahead()
+            self.resolver.intake.pull()
             self._read_all = True
         if not rows and self._farewell and not self.pending:
             self.resolver.tell_roots(rows, self._farewell)

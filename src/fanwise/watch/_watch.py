@@ -35,6 +35,28 @@ class WatchedRoot(NamedTuple):
     fstype: str
 
 
+class _Waker:
+    """An eventfd to wake the consumer with; apart from the Watch, so that no thread holds that."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def wake(self) -> None:
+        """Call it in any thread, and in a signal handler."""
+        if self.fd >= 0:
+            os.eventfd_write(self.fd, 1)
+
+    def clear(self) -> None:
+        """Take back every wake() so far."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.fd)
+
+    def close(self) -> None:
+        """Close it; wake() does nothing from now on."""
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+
+
 class Watch:
     """A stream of changes: a context manager and an iterator, made by `watch`.
 
@@ -77,7 +99,8 @@ class Watch:
         self._state = "new"
         self._stopping = False
         self._epoll: select.epoll | None = None
-        self._wake_fd = self._mountinfo = self._mountinfo2 = -1
+        self._waker: _Waker | None = None
+        self._mountinfo = self._mountinfo2 = -1
         self._mount_poll = select.poll()
         self._mount_ids: set[int] = set()
 
@@ -93,9 +116,9 @@ class Watch:
             raise ClosedError("a watch is opened once", "make another one")
         self._state = "open"
         try:
-            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._waker = _Waker()
             self._epoll = select.epoll()
-            self._epoll.register(self._wake_fd, select.EPOLLIN)
+            self._epoll.register(self._waker.fd, select.EPOLLIN)
             # Two descriptors: one wakes, the other, polled here alone, tells reliably.
             self._mountinfo, self._mountinfo2 = open_mountinfo(), open_mountinfo()
             self._epoll.register(self._mountinfo, select.EPOLLPRI | select.EPOLLERR)
@@ -113,7 +136,7 @@ class Watch:
                     settings,
                     self._exclude,
                     self._recursive,
-                    self._wake,
+                    self._waker.wake,
                 )
                 group.open()
                 self._groups.append(group)
@@ -144,10 +167,12 @@ class Watch:
             group.close()
         if self._epoll is not None:
             self._epoll.close()
-        for fd in (self._wake_fd, self._mountinfo, self._mountinfo2):
+        if self._waker is not None:
+            self._waker.close()
+        for fd in (self._mountinfo, self._mountinfo2):
             if fd >= 0:
                 os.close(fd)
-        self._wake_fd = self._mountinfo = self._mountinfo2 = -1
+        self._mountinfo = self._mountinfo2 = -1
 
     def __enter__(self) -> "Watch":
         self.open()
@@ -207,10 +232,10 @@ class Watch:
 
     def _read(self, deadline: float | None) -> list[Change]:
         assert self._epoll is not None
+        assert self._waker is not None
         while True:
             # Before looking: what wakes from here on is seen, or leaves fileno() readable.
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake_fd)
+            self._waker.clear()
             rows = self._slice()
             if rows or self.ended:
                 return rows
@@ -262,10 +287,8 @@ class Watch:
         return rows
 
     def _wake(self) -> None:
-        # In the scan's thread, in another thread's stop(), in a signal handler.
-        fd = self._wake_fd
-        if fd >= 0:
-            os.eventfd_write(fd, 1)
+        if self._waker is not None:
+            self._waker.wake()
 
     # -- control --
 
@@ -287,7 +310,7 @@ class Watch:
                 # The root itself may have been moved since, and is followed.
                 group.source.path = os.fsdecode(group.mount.mount_point)
                 group.source.resume()
-                group.resolver.push_stop()
+                group.resolver.intake.push_stop()
         self._wake()
 
     # -- looking --
