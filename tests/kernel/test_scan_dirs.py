@@ -44,7 +44,7 @@ def listed(path):
     """What a scan of one directory must find."""
     with os.scandir(os.fsencode(path)) as entries:
         return {
-            (key(entry.path), key(path), entry.name)
+            (key(entry.path), key(path), entry.name, not any(map(os.DirEntry.is_dir, os.scandir(entry.path))))
             for entry in entries
             if entry.is_dir(follow_symlinks=False)
         }

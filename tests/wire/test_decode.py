@@ -225,6 +225,8 @@ def test_a_rename(window):
     assert window(renamed(SUB, b"a", SUB, b"b", None)).rows() == [
         row("renamed", "/mnt/sub/b", "/mnt/sub/a", key=None)
     ]
+    w = window(named(CREATE, SUB, b"c", G), renamed(SUB, b"a", SUB, b"b", None))
+    assert w.rows()[1] == row("renamed", "/mnt/sub/b", "/mnt/sub/a", key=None)
     assert window(renamed(SUB, b"a", SUB, b"b"), want=MODIFY).rows() == []
     assert window(renamed(OUT, b"a", SUB, b"b"), want=RENAME | DELETE).rows() == []
     assert window(renamed(SUB, b"a", OUT, b"b"), want=RENAME | CREATE).rows() == []

@@ -153,7 +153,7 @@ static int is_self(const rec *r)
 
 static note *note_find(const decoder *d, span key)
 {
-    if (!d->slots)
+    if (!d->slots || !key.n)
         return NULL;
     uint32_t h = fw_hash(key.p, key.n);
     for (uint32_t i = h & d->mask;; i = (i + 1) & d->mask) {

@@ -10,12 +10,14 @@ from .handles import name_to_handle, open_by_handle
 
 def scan_dirs(
     mount_fd: int, keys: Sequence[bytes]
-) -> tuple[list[tuple[bytes, bytes, bytes]], list[tuple[bytes, int]]]:
-    """List the subdirectories of some directories: [(key, parent key, name)], [(key, errno)].
+) -> tuple[list[tuple[bytes, bytes, bytes, bool]], list[tuple[bytes, int]]]:
+    """List the subdirectories of some directories: [(key, parent key, name, leaf)], [(key, errno)].
 
+    A leaf has no subdirectory itself: two links, "." and the name, so no "..". Filesystems that do
+    not count (btrfs: 1) have none.
     A name on which something is mounted is passed over: its handle is hidden.
     """
-    found: list[tuple[bytes, bytes, bytes]] = []
+    found: list[tuple[bytes, bytes, bytes, bool]] = []
     failed: list[tuple[bytes, int]] = []
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOATIME
     for key in keys:
@@ -41,7 +43,8 @@ def scan_dirs(
                     except (OSError, FanwiseError):
                         continue  # removed meanwhile: the stream tells
                     if mount == mine:
-                        found.append((child, key, name))
+                        leaf = entry.stat(follow_symlinks=False).st_nlink == 2
+                        found.append((child, key, name, leaf))
         except (OSError, NotWatchable) as error:
             failed.append((key, _errno(error)))
         finally:

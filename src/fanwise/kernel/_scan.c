@@ -1,7 +1,7 @@
 /* scan_dirs: the subdirectories of some directories, by handle, without the interpreter lock.
  *
- * For each key: open by handle, getdents64, and name_to_handle_at for every subdirectory. Nothing
- * stays open. A name on which something is mounted is passed over: its handle is hidden.
+ * For each key: open by handle, getdents64, name_to_handle_at and stat for every subdirectory.
+ * Nothing stays open; a leaf has no subdirectory itself. A name on which something is mounted is passed over: its handle is hidden.
  */
 #define _GNU_SOURCE
 #include "_native.h"
@@ -24,13 +24,16 @@ struct dent {
 };
 
 typedef struct {
-    unsigned char *p; /* entries: u32 parent, u16 key length, u16 name length, key, name */
+    unsigned char *p; /* u32 parent, u16 key length (high bit: leaf), u16 name length, key, name */
     size_t used, room;
 } found;
 
-static int push(found *f, uint32_t parent, const struct file_handle *h, const char *name)
+#define LEAF 0x8000u
+
+static int push(found *f, uint32_t parent, const struct file_handle *h, const char *name, int leaf)
 {
     uint16_t kl = (uint16_t)(h->handle_bytes + 4), nl = (uint16_t)strlen(name);
+    uint16_t marked = (uint16_t)(kl | (leaf ? LEAF : 0));
     size_t need = 8 + (size_t)kl + nl;
     if (f->used + need > f->room) {
         size_t room = f->room * 2 + need + 4096;
@@ -42,7 +45,7 @@ static int push(found *f, uint32_t parent, const struct file_handle *h, const ch
     }
     unsigned char *o = f->p + f->used;
     memcpy(o, &parent, 4);
-    memcpy(o + 4, &kl, 2);
+    memcpy(o + 4, &marked, 2);
     memcpy(o + 6, &nl, 2);
     memcpy(o + 8, &h->handle_type, 4);
     memcpy(o + 12, h->f_handle, h->handle_bytes);
@@ -78,10 +81,6 @@ static int scan_one(int mount, const uint8_t *key, size_t kl, uint32_t parent, c
                 continue;
             if (e->name[0] == '.' && (!e->name[1] || (e->name[1] == '.' && !e->name[2])))
                 continue;
-            struct stat st;
-            if (e->type == DT_UNKNOWN &&
-                (fstatat(fd, e->name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISDIR(st.st_mode)))
-                continue;
             int mid;
             if (mine < 0) {
                 u.h.handle_bytes = 128;
@@ -93,7 +92,13 @@ static int scan_one(int mount, const uint8_t *key, size_t kl, uint32_t parent, c
             u.h.handle_bytes = 128;
             if (name_to_handle_at(fd, e->name, &u.h, &mid, 0))
                 continue; /* removed meanwhile: the stream tells */
-            if (mid == mine && push(f, parent, &u.h, e->name) < 0)
+            struct stat st;
+            if (mid != mine || fstatat(fd, e->name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) ||
+                !S_ISDIR(st.st_mode))
+                continue;
+            /* Two links: "." and the name, so no "..", so no subdirectory. Filesystems that do not
+             * count (btrfs: 1) are read. Reading a leaf was most of the cost of a scan. */
+            if (push(f, parent, &u.h, e->name, st.st_nlink == 2) < 0)
                 err = ENOMEM;
         }
     }
@@ -150,9 +155,12 @@ static PyObject *scan_dirs(PyObject *self, PyObject *args)
         memcpy(&parent, f.p + o, 4);
         memcpy(&kl, f.p + o + 4, 2);
         memcpy(&nl, f.p + o + 6, 2);
+        int leaf = (kl & LEAF) != 0;
+        kl &= (uint16_t)~LEAF;
         PyObject *k = PySequence_GetItem(keys, (Py_ssize_t)parent);
-        PyObject *e = k ? Py_BuildValue("(y#Ny#)", (char *)f.p + o + 8, (Py_ssize_t)kl, k,
-                                        (char *)f.p + o + 8 + kl, (Py_ssize_t)nl)
+        PyObject *e = k ? Py_BuildValue("(y#Ny#O)", (char *)f.p + o + 8, (Py_ssize_t)kl, k,
+                                        (char *)f.p + o + 8 + kl, (Py_ssize_t)nl,
+                                        leaf ? Py_True : Py_False)
                         : NULL;
         if (!e || PyList_Append(out, e) < 0)
             Py_CLEAR(out);
@@ -183,7 +191,7 @@ done:
 
 static PyMethodDef scan_methods[] = {
     {"scan_dirs", scan_dirs, METH_VARARGS,
-     "scan_dirs(mount_fd, keys) -> ([(key, parent key, name)], [(key, errno)])"},
+     "scan_dirs(mount_fd, keys) -> ([(key, parent key, name, leaf)], [(key, errno)])"},
     {NULL, NULL, 0, NULL},
 };
 

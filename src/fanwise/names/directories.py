@@ -191,7 +191,7 @@ class Directories:
             way.append((at, place[1]))
             at = place[0]
         for child, name in reversed(way):
-            parent = self.put(child, parent, name, extra)
+            parent = self.put(child, parent, name, extra if child == key else 0)
             self.want_scan(parent)
         return parent
 

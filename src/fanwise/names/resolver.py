@@ -236,24 +236,25 @@ class Resolver:
         unknown = self.decoder.unknown() if new else []
         if not found and not unknown:
             return
-        scanned: list[bytes] = []
+        scanned: list[tuple[bytes, int]] = []
         for children, _ in found:
-            for key, parent, name in children:
+            for key, parent, name, leaf in children:
                 if self.tree.find(key) < 0 and not (dirs.dead and key in dirs.dead):
                     dirs.observed[key] = parent, name
-                    scanned.append(key)
+                    # What appears in a leaf from now on is in the stream.
+                    scanned.append((key, flags.SCANNED if leaf else 0))
         firsts = self.firsts()
         asked: set[bytes] = set()
         for _ in range(64):  # each round goes one unknown directory up, or learns from the stream
-            missing = dirs.missing([*unknown, *scanned], firsts) - asked
+            missing = dirs.missing([*unknown, *(key for key, _ in scanned)], firsts) - asked
             if not missing:
                 break
             asked |= missing
             dirs.look(missing)
             complete = self.intake.sync() and complete
             firsts = self.firsts()
-        for key in scanned:
-            dirs.place(key, firsts)
+        for key, extra in scanned:
+            dirs.place(key, firsts, extra)
         for key in unknown:
             at = dirs.place(key, firsts)
             if at >= 0 and asked and not complete:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 
 from fanwise._errors import FanwiseError
 
-Found = tuple[list[tuple[bytes, bytes, bytes]], list[tuple[bytes, int]]]
+# [(key, parent key, name, leaf)], [(key, errno)]
+Found = tuple[list[tuple[bytes, bytes, bytes, bool]], list[tuple[bytes, int]]]
 
 PIECE = 128  # directories
 

@@ -4,6 +4,7 @@ REFS      owns the source (kernel group, drain), the scanner, and the resolver w
 LIFETIME  open() marks, then finds the roots, then scans: nothing between is missed.
 """
 
+import select
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -41,6 +42,7 @@ class Group:
         self.resolver: Resolver
         self.scanner: Scanner
         self._farewell: str | None = None
+        self._armed = False
         self._read_all = False  # the drain ended, and what it had read was taken
 
     def open(self) -> None:
@@ -76,6 +78,17 @@ class Group:
         """Return the descriptor that is readable while there are records."""
         fd: int = self.source.drain.fileno()
         return fd
+
+    def arm(self, epoll: select.epoll) -> None:
+        """Let the next record wake the consumer directly, once."""
+        if self.source.state != "MARKED":
+            return
+        flags = select.EPOLLIN | select.EPOLLONESHOT
+        if self._armed:
+            epoll.modify(self.source.fd, flags)
+        else:
+            epoll.register(self.source.fd, flags)
+            self._armed = True
 
     def step(self, limit: int) -> list[Any]:
         """Return the next slice of changes."""

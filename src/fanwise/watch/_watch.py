@@ -25,6 +25,7 @@ from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, Change, mask_of
 from ._group import Group
 
 _SLICE = 4096  # changes
+_SOON = 0.01  # seconds without news, after which a watch is idle
 
 
 class WatchedRoot(NamedTuple):
@@ -40,16 +41,20 @@ class _Waker:
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._written = False
 
     def wake(self) -> None:
         """Call it in any thread, and in a signal handler."""
         if self.fd >= 0:
             os.eventfd_write(self.fd, 1)
+            self._written = True  # after the write: clear() must find what it takes back
 
     def clear(self) -> None:
         """Take back every wake() so far."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.fd)
+        if self._written:
+            self._written = False
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.fd)
 
     def close(self) -> None:
         """Close it; wake() does nothing from now on."""
@@ -103,6 +108,7 @@ class Watch:
         self._mountinfo = self._mountinfo2 = -1
         self._mount_poll = select.poll()
         self._mount_ids: set[int] = set()
+        self._slices = 0
 
     # -- life --
 
@@ -233,22 +239,28 @@ class Watch:
     def _read(self, deadline: float | None) -> list[Change]:
         assert self._epoll is not None
         assert self._waker is not None
+        idle = False
         while True:
             # Before looking: what wakes from here on is seen, or leaves fileno() readable.
             self._waker.clear()
-            rows = self._slice()
+            rows = self._slice() or self._mounts_changed()
             if rows or self.ended:
                 return rows
-            wait = -1.0 if deadline is None else deadline - time.monotonic()
-            if deadline is not None and wait <= 0:
-                return []
-            self._epoll.poll(wait)
+            wait = _SOON if not idle else None
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return []
+                wait = min(wait, left) if wait is not None else left
+            if idle:
+                # The kernel group itself wakes the consumer, at the same time as the drain: one
+                # thread after the other would be twice the latency. Once, and only when idle:
+                # under load it would be a wake-up a record.
+                for group in self._groups:
+                    group.arm(self._epoll)
+            idle = not self._epoll.poll(wait)
 
     def _slice(self) -> list[Change]:
-        if self._mount_poll.poll(0):
-            rows = self._mounts_changed()
-            if rows:
-                return rows
         if self._stopping:
             for group in self._groups:
                 group.source.stop()
@@ -261,12 +273,15 @@ class Watch:
                     # Whoever waits on fileno() must hear of what is left.
                     if group.pending or len(self._groups) > 1:
                         self._wake()
-                    return rows
+                    self._slices += 1
+                    return rows if self._slices % 64 else [*rows, *self._mounts_changed()]
                 busy = busy or group.pending
         return []
 
     def _mounts_changed(self) -> list[Change]:
         rows: list[Change] = []
+        if not self._mount_poll.poll(0):
+            return rows
         now = mounts()
         by_id = {mount.id: mount for mount in now}
         new = [mount for mount in now if mount.id not in self._mount_ids]
