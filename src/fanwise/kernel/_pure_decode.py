@@ -65,6 +65,8 @@ Record = tuple[
 _meta = struct.Struct("=IBBHQii").unpack_from
 _info = struct.Struct("=BxH8xI").unpack_from
 _head = struct.Struct("=BxH").unpack_from
+_first = struct.Struct("=IBBHQiiBxH8xI").unpack_from  # _meta and the _info behind it
+_KEYED = frozenset((1, 2, 3, 10, 12))  # infos with a file handle
 
 # One bit of the mask -> one bit of the index into the table of kinds.
 _BITS = (CREATE, 0x2, 0x8, ATTRIB, RENAME, DELETE, 0x20, 0x1, 0x1000)
@@ -85,46 +87,94 @@ def parse(data: bytes) -> list[tuple[int, Any, Any, Any, Any, Any, bool, int]]:
     out = []
     off, size = 0, len(data)
     while off < size:
-        if size - off < 24:
-            raise DecodeError(off, "record header is cut short")
-        length, version, _, meta, mask, _, pid = _meta(data, off)
-        if length < 24 or length > size - off or length % 4:
-            raise DecodeError(off, "record length does not fit")
-        if version != 3:
-            raise DecodeError(off, "metadata version is not 3")
-        if meta < 24 or meta > length or meta % 4:
-            raise DecodeError(off, "metadata length does not fit")
-        at, end = off + meta, off + length
+        if size - off < 44:  # the shortest record with a handle
+            record, off = _parse_one(data, off)
+            out.append(record)
+            continue
+        length, version, _, meta, mask, _, pid, kind, span, count = _first(data, off)
+        if version != 3 or meta != 24 or not 44 <= length <= size - off or length & 3:
+            record, off = _parse_one(data, off)
+            out.append(record)
+            continue
+        at, end = off + 24, off + length
         dir1 = name1 = dir2 = name2 = target = None
-        while at < end:
-            kind, span = _head(data, at)
-            if span < 4 or span > end - at or span % 4:
-                raise DecodeError(off, "info length does not fit")
-            if kind in (1, 2, 3, 10, 12):
-                if span < 20:
-                    raise DecodeError(off, "file handle is cut short")
-                _, _, count = _info(data, at)
-                if count > 128 or 20 + count > span:
-                    raise DecodeError(off, "file handle does not fit")
-                stop = at + 20 + count
-                key = data[at + 16 : stop] if count else None
-                if kind == 1:
-                    target = key
+        while True:
+            stop = at + 20 + count
+            after = at + span
+            if kind not in _KEYED or stop > after or after > end or count > 128 or span & 3:
+                at = -1  # anything but a handle that fits
+                break
+            key = data[at + 16 : stop] if count else None
+            if kind == 1:
+                target = key
+            elif kind == 3:
+                dir1, name1 = key, b""
+            else:
+                nul = data.find(b"\0", stop, after)
+                if nul < 0:
+                    nul = after
+                if kind == 12:
+                    dir2, name2 = key, data[stop:nul]
                 else:
-                    if kind == 3:
-                        name = b""
-                    else:
-                        nul = data.find(b"\0", stop, at + span)
-                        name = data[stop : nul if nul >= 0 else at + span]
-                    if kind == 12:
-                        dir2, name2 = key, name
-                    else:
-                        dir1, name1 = key, name
-            at += span
+                    dir1, name1 = key, data[stop:nul]
+            at = after
+            if at == end:
+                break
+            if end - at < 20:
+                at = -1
+                break
+            kind, span, count = _info(data, at)
+        if at < 0:
+            record, off = _parse_one(data, off)
+            out.append(record)
+            continue
         itself = target is None and (name1 == b"." or name1 == b"")
         out.append((mask, dir1, name1, dir2, name2, target, itself, pid))
         off = end
     return out
+
+
+def _parse_one(data: bytes, off: int) -> tuple[Any, int]:
+    # Any record, checked step by step: the record and where it ends.
+    size = len(data)
+    if size - off < 24:
+        raise DecodeError(off, "record header is cut short")
+    length, version, _, meta, mask, _, pid = _meta(data, off)
+    if length < 24 or length > size - off or length % 4:
+        raise DecodeError(off, "record length does not fit")
+    if version != 3:
+        raise DecodeError(off, "metadata version is not 3")
+    if meta < 24 or meta > length or meta % 4:
+        raise DecodeError(off, "metadata length does not fit")
+    at, end = off + meta, off + length
+    dir1 = name1 = dir2 = name2 = target = None
+    while at < end:
+        kind, span = _head(data, at)
+        if span < 4 or span > end - at or span % 4:
+            raise DecodeError(off, "info length does not fit")
+        if kind in _KEYED:
+            if span < 20:
+                raise DecodeError(off, "file handle is cut short")
+            _, _, count = _info(data, at)
+            if count > 128 or 20 + count > span:
+                raise DecodeError(off, "file handle does not fit")
+            stop = at + 20 + count
+            key = data[at + 16 : stop] if count else None
+            if kind == 1:
+                target = key
+            else:
+                if kind == 3:
+                    name = b""
+                else:
+                    nul = data.find(b"\0", stop, at + span)
+                    name = data[stop : nul if nul >= 0 else at + span]
+                if kind == 12:
+                    dir2, name2 = key, name
+                else:
+                    dir1, name1 = key, name
+        at += span
+    itself = target is None and (name1 == b"." or name1 == b"")
+    return (mask, dir1, name1, dir2, name2, target, itself, pid), end
 
 
 def _identity(device: str, key: bytes | None) -> str | None:
@@ -343,48 +393,63 @@ class Decoder:
         append, make, want, device = rows.append, self._make, self._want, self._device
         paths, by_mask, notes, pids = self._tree.paths, self._by_mask, self._notes, self._pids
         gone, recs, fsdecode, from_bytes = self._gone, self._recs, os.fsdecode, int.from_bytes
-        special = Q_OVERFLOW | NAMED
-        last = min(len(recs), self._at + limit * 8)
-        time, change_at = self._clock(self._at)
+        odd = Q_OVERFLOW | ONDIR
+        count = len(recs)
+        at = self._at
+        last = min(count, at + limit * 8)
+        time, change_at = self._clock(at)
         self._victim = None
-        while self._at < last and len(rows) < limit:
-            if self._at >= change_at:
-                time, change_at = self._clock(self._at)
-            mask, dir1, name1, _, _, target, itself, pid = rec = recs[self._at]
-            # The common record in line: a file in a known directory inside the roots.
-            if not mask & (special | ONDIR) and name1 is not None and dir1 is not None:
-                hit = paths.get(dir1) or self._path(dir1)
-                scope = hit[0]
-                if (
-                    scope == pt.IN
-                    and target is not None
-                    and name1[:1] != b"#"
-                    and not gone
-                    and not itself
-                ):
-                    note = notes.get(target)
-                    if note is None or note.delname is None:
-                        bits = mask & want
-                        if bits and pid not in pids:
-                            append(
-                                make(
-                                    by_mask.get(bits) or self._kind(bits),
-                                    hit[1] + fsdecode(name1),
-                                    None,
-                                    False,
-                                    pid,
-                                    f"{device}/{from_bytes(target[:4], byteorder):x}"
-                                    f"/{target[4:].hex()}",
-                                    time,
-                                    "exact",
-                                )
-                            )
-                        self._at += 1
+        try:
+            while at < last and len(rows) < limit:
+                if at >= change_at:
+                    time, change_at = self._clock(at)
+                mask, dir1, name1, dir2, name2, target, itself, pid = rec = recs[at]
+                # The common records in line: files in known directories inside the roots, and what
+                # has no name. Whatever is not plain goes through _step, which has all the rules.
+                if name1 is None:
+                    if not mask & (want & ~ATTRIB | Q_OVERFLOW) and not gone:
+                        at += 1
                         continue
-            stop = self._step(rec, time, rows)
-            if stop:
-                return rows, stop
-            self._at += 1
+                elif not mask & odd and mask & BOTH != BOTH and target and not gone and not itself:
+                    hit = paths.get(dir1) or self._path(dir1)
+                    note = notes.get(target)
+                    if hit[0] == pt.IN and (note is None or note.delname is None):
+                        bits = mask & want
+                        path = old = None
+                        if mask & RENAME:
+                            to = paths.get(dir2) or self._path(dir2)
+                            after = recs[at + 1] if at + 1 < count else rec
+                            plain = after[7] == pid and (after[2] is not None or after[5] == target)
+                            if to[0] == pt.IN and plain:
+                                path, old = to[1] + fsdecode(name2), hit[1] + fsdecode(name1)
+                        elif mask & BOTH or name1[:1] != b"#":
+                            if mask & DELETE and note is not None:
+                                note.deldir, note.delname = dir1, name1
+                            path = hit[1] + fsdecode(name1)
+                        if path is not None:
+                            if bits and pid not in pids:
+                                kind = from_bytes(target[:4], byteorder)
+                                append(
+                                    make(
+                                        by_mask.get(bits) or self._kind(bits),
+                                        path,
+                                        old,
+                                        False,
+                                        pid,
+                                        f"{device}/{kind:x}/{target[4:].hex()}",
+                                        time,
+                                        "exact",
+                                    )
+                                )
+                            at += 1
+                            continue
+                self._at = at
+                stop = self._step(rec, time, rows)
+                if stop:
+                    return rows, stop
+                at += 1
+        finally:
+            self._at = at
         return rows, STOP_NONE
 
     def _clock(self, number: int) -> tuple[float, int]:

@@ -168,9 +168,7 @@ class Directories:
                 self.observed[child] = parent, name
         return gone
 
-    def _place_of(
-        self, key: bytes, firsts: dict[bytes, Any]
-    ) -> tuple[bytes | None, bytes] | None:
+    def _place_of(self, key: bytes, firsts: dict[bytes, Any]) -> tuple[bytes | None, bytes] | None:
         record = firsts.get(key)
         if record is not None:
             return record[3], record[4]

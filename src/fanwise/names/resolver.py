@@ -225,10 +225,9 @@ class Resolver:
     def firsts(self) -> dict[bytes, Record]:
         """For each directory the first record, from here on, that names it as an object."""
         out: dict[bytes, Record] = {}
-        for record in self.decoder.dir_records():
-            out.setdefault(record[7], record)
-        for record in self.intake.directories():
-            out.setdefault(record[7], record)
+        for record in (*self.decoder.dir_records(), *self.intake.directories()):
+            if record[7] is not None:
+                out.setdefault(record[7], record)
         return out
 
     def _learn(self, found: list[Any], complete: bool, new: bool) -> None:
@@ -402,9 +401,7 @@ class Resolver:
         if mask & DELETE:
             self._drop(target, record, rows, told=inside)
 
-    def _drop(
-        self, key: bytes, record: Record, rows: list[Any], told: bool = False
-    ) -> None:
+    def _drop(self, key: bytes, record: Record, rows: list[Any], told: bool = False) -> None:
         at = self.tree.find(key)
         if self.dirs.dead is not None:
             self.dirs.dead.add(key)
@@ -569,7 +566,7 @@ class Resolver:
 
     def _files(self, record: Record, rows: list[Any]) -> None:
         # A directory in which only some names are watched.
-        mask, _, _, directory, name, directory2, name2, target, _ = record
+        mask, _, _, directory, name, _, _, target, _ = record
         if mask & RENAME:
             after = self.decoder.peek()
             victim = None

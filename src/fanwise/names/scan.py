@@ -1,8 +1,8 @@
 """Scan: one background thread that lists the subdirectories of directories, by handle.
 
-It knows nothing but handles: the consumer hands out work when it has nothing to deliver, and applies
-what comes back, so the scan yields to delivery and the tree has one owner. The descriptor of the
-mount lives for one piece of work.
+It knows nothing but handles: the consumer hands out work when it has nothing to deliver, and
+applies what comes back, so the scan yields to delivery and the tree has one owner. The descriptor
+of the mount lives for one piece of work.
 
 LOCKING: `_lock` covers the two queues. LIFETIME: `stop` joins; work in hand is dropped.
 """

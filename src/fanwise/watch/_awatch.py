@@ -97,6 +97,4 @@ def awatch(
 
     Raises as `watch` does.
     """
-    return AsyncWatch(
-        Watch(paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure)
-    )
+    return AsyncWatch(Watch(paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure))

@@ -20,9 +20,7 @@ KINDS = tuple(_BITS)
 DEFAULT_KINDS = KINDS[:6]
 
 # By kernel._pure_decode.kind_index: bit i of the index is the i-th kind.
-KIND_TABLE = [
-    tuple(kind for i, kind in enumerate(KINDS) if index >> i & 1) for index in range(512)
-]
+KIND_TABLE = [tuple(kind for i, kind in enumerate(KINDS) if index >> i & 1) for index in range(512)]
 
 
 def mask_of(kinds: tuple[str, ...]) -> int:

@@ -17,7 +17,9 @@ def identity(path: str | bytes | os.PathLike[str] | os.PathLike[bytes] | int) ->
     Raises NoSuchRoot, FilesystemRefuses (no file handles), OSError.
     """
     if isinstance(path, int):
-        return handles.identity(mount_of(path).dev, handles.name_to_handle(b"", path, empty=True)[0])
+        return handles.identity(
+            mount_of(path).dev, handles.name_to_handle(b"", path, empty=True)[0]
+        )
     key, _ = handles.name_to_handle(path)
     head = os.path.dirname(os.path.abspath(os.fsencode(path)))
     where = head if os.path.islink(path) else path

@@ -1,0 +1,118 @@
+"""Write the parts of the pages that come from the program itself.
+
+    .venv/bin/python docs/_generate.py
+
+A page holds them between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. They are kept in the
+repository so that a page can be read without building anything; a test compares them.
+"""
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+import fanwise
+from fanwise import Exit, Lifetime, config
+from fanwise.cli._main import _group
+
+HERE = Path(__file__).parent
+
+
+def commands(context: click.Context | None = None) -> Iterator[click.Context]:
+    """A context for every command, the outermost first."""
+    if context is None:
+        # The width does not depend on the terminal.
+        context = click.Context(
+            _group,
+            info_name="fanwise",
+            terminal_width=80,
+            max_content_width=80,
+            **_group.context_settings,
+        )
+    yield context
+    if isinstance(context.command, click.Group):
+        for name in context.command.list_commands(context):
+            command = context.command.get_command(context, name)
+            assert command is not None
+            yield from commands(click.Context(command, info_name=name, parent=context))
+
+
+def lifetimes() -> dict[str, Lifetime]:
+    """Every declared lifetime, by where it is declared."""
+    found = {}
+    for module in pkgutil.walk_packages(fanwise.__path__, "fanwise."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if isinstance(value, Lifetime):
+                found.setdefault(value, f"{module.name}.{name}")
+    return {where: lifetime for lifetime, where in found.items()}
+
+
+def render_help() -> str:
+    parts = []
+    for context in commands():
+        path = context.command_path
+        parts.append(f"### {path}\n\n```text\n{context.get_help().rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+def render_lifetimes() -> str:
+    parts = []
+    for where, lifetime in lifetimes().items():
+        parts.append(f"## {lifetime.name}\n\nDeclared as `{where}`.\n")
+        parts.append(lifetime.render_markdown())
+        parts.append(f"```text\n{lifetime.render_mermaid()}```\n")
+    return "\n".join(parts)
+
+
+def render_variables() -> str:
+    lines = ["| key | variable | default |", "|---|---|---|"]
+    for section, struct in config._SECTIONS.items():
+        for field in struct.__struct_fields__:
+            variable = f"FANWISE_{section}_{field}".upper()
+            default = getattr(struct(), field)
+            shown = ", ".join(default) if isinstance(default, tuple) else str(default).lower()
+            lines.append(f"| `{section}.{field}` | `{variable}` | {shown or 'none'} |")
+    return "\n".join(lines) + "\n"
+
+
+def render_default_file() -> str:
+    return f"```toml\n{config.DEFAULT_FILE}```\n"
+
+
+def render_statuses() -> str:
+    said = {
+        Exit.OK: "fine; also when the reader of the output went away",
+        Exit.NO: "the answer is no: a path is not watchable",
+        Exit.USAGE: "wrong usage, a wrong configuration included",
+        Exit.CANNOT_TELL: "the question could not be answered",
+        Exit.FAILED: "it was tried and failed",
+    }
+    lines = ["| status | name | meaning |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {s.value} | `{s.name}` | {said[s]} |" for s in Exit)]) + "\n"
+
+
+BLOCKS = {
+    "cli.md": {"help": render_help, "statuses": render_statuses},
+    "configuration.md": {"variables": render_variables, "default": render_default_file},
+    "lifetimes.md": {"lifetimes": render_lifetimes},
+}
+
+
+def filled(page: str) -> str:
+    """The text of a page, with its blocks as they should be."""
+    text = (HERE / page).read_text()
+    for name, render in BLOCKS[page].items():
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        block = f"{begin}\n{render()}\n{end}"
+        text, count = pattern.subn(lambda _, block=block: block, text)
+        assert count == 1, f"{page}: {count} blocks named {name}"
+    return text
+
+
+if __name__ == "__main__":
+    for page in BLOCKS:
+        (HERE / page).write_text(filled(page))
