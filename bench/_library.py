@@ -32,26 +32,27 @@ def anonymous() -> int:
 
 def count(watch) -> dict:
     # One pass over every Change, in C: what the loop of a program does with a Change is not the
-    # cost of watching.
-    look = attrgetter("kinds", "path_source", "count")
+    # cost of watching. What the changes say is judged in the runs that record them.
+    kinds_of = attrgetter("kinds")
     seen: Counter = Counter()
-    for batch in watch.batches():
-        seen.update(map(look, batch))
-    totals: Counter = Counter()
-    inexact = lost = 0
+    lost = 0
     lost_exact = True
-    for (kinds, source, count), number in seen.items():
+    for batch in watch.batches():
+        before = seen["lost",]
+        seen.update(map(kinds_of, batch))
+        if seen["lost",] != before:
+            for change in batch:
+                if change.kinds == ("lost",):
+                    lost += change.count or 0
+                    lost_exact = lost_exact and change.count is not None
+    totals: Counter = Counter()
+    for kinds, number in seen.items():
         for kind in kinds:
             totals[kind] += number
-        if kinds == ("lost",):
-            lost += (count or 0) * number
-            lost_exact = lost_exact and count is not None
-        elif source != "exact":
-            inexact += number
+    del totals["lost"]
     return {
         "facts": totals,
         "changes": seen.total(),
-        "inexact": inexact,
         "lost": lost,
         "lost_exact": lost_exact,
     }

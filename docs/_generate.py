@@ -44,6 +44,8 @@ def lifetimes() -> dict[str, Lifetime]:
     """Every declared lifetime, by where it is declared."""
     found = {}
     for module in pkgutil.walk_packages(fanwise.__path__, "fanwise."):
+        if module.name.endswith("__main__"):
+            continue
         for name, value in vars(importlib.import_module(module.name)).items():
             if isinstance(value, Lifetime):
                 found.setdefault(value, f"{module.name}.{name}")

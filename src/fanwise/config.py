@@ -81,7 +81,7 @@ DEFAULT_FILE = """\
 
 [watch]
 # Room for changes that nobody has read yet: bytes, or text such as "64MiB". At least 64 KiB. What
-# does not fit is counted, reported as lost, and repaired.
+# does not fit is counted and told as lost.
 queue = "256MiB"
 
 # Globs of names that are not reported, such as ["*.tmp", ".git"].

@@ -40,11 +40,16 @@ def key(path):
     return name_to_handle(path)[0]
 
 
+def is_leaf(path):
+    with os.scandir(path) as entries:
+        return not any(entry.is_dir(follow_symlinks=False) for entry in entries)
+
+
 def listed(path):
     """What a scan of one directory must find."""
     with os.scandir(os.fsencode(path)) as entries:
         return {
-            (key(entry.path), key(path), entry.name, not any(map(os.DirEntry.is_dir, os.scandir(entry.path))))
+            (key(entry.path), key(path), entry.name, is_leaf(entry.path))
             for entry in entries
             if entry.is_dir(follow_symlinks=False)
         }
@@ -68,8 +73,8 @@ def test_a_nested_tree(scan, point, mount_fd):
     assert failed == []
     assert len(found) == len(set(found))
     assert set(found) == set().union(*(listed(path) for path in (point, *made)))
-    assert {child for child, _, _ in found} >= set(keys[1:])
-    order = [keys.index(parent) for _, parent, _ in found]
+    assert {child for child, *_ in found} >= set(keys[1:])
+    order = [keys.index(parent) for _, parent, *_ in found]
     assert order == sorted(order)
     assert scan(mount_fd, tuple(keys)) == (found, [])
     assert scan(mount_fd, []) == ([], [])
@@ -87,7 +92,7 @@ def test_many_entries(scan, point, mount_fd):
     assert failed == []
     assert len(found) == len(listed(point))
     assert set(found) == listed(point)
-    assert names <= {name for _, _, name in found}
+    assert names <= {name for _, _, name, _ in found}
 
 
 def test_a_mount_point_is_passed_over(scan, point, mount_fd):
@@ -99,10 +104,10 @@ def test_a_mount_point_is_passed_over(scan, point, mount_fd):
     finally:
         subprocess.run(["umount", point / "over"], check=True)
     assert failed == []
-    assert {"a", "z"} <= {os.fsdecode(name) for _, _, name in found}
-    assert b"over" not in {name for _, _, name in found}
+    assert {"a", "z"} <= {os.fsdecode(name) for _, _, name, _ in found}
+    assert b"over" not in {name for _, _, name, _ in found}
     found, _ = scan(mount_fd, [key(point)])
-    assert b"over" in {name for _, _, name in found}
+    assert b"over" in {name for _, _, name, _ in found}
 
 
 def test_what_fails(scan, point, mount_fd):
@@ -114,7 +119,7 @@ def test_what_fails(scan, point, mount_fd):
     before = open_descriptors()
     made_up = (b"\1\0\0\0", b"\x77\0\0\0" + bytes(8), b"\1\0\0\0" + bytes(128))
     found, failed = scan(mount_fd, [gone, there, file, *made_up])
-    assert found == [(key(point / "there" / "below"), there, b"below")]
+    assert found == [(key(point / "there" / "below"), there, b"below", True)]
     told = dict(failed)
     assert [k for k, _ in failed] == [gone, file, *made_up]
     assert (told[gone], told[file]) == (errno.ESTALE, errno.ENOTDIR)
@@ -132,6 +137,29 @@ def test_what_fails(scan, point, mount_fd):
         assert (found, [k for k, _ in failed]) == ([], [there])
     finally:
         os.close(null)
+
+
+def test_a_leaf_is_only_what_has_no_subdirectory(scan, point, mount_fd):
+    (point / "empty").mkdir()
+    (point / "files").mkdir()
+    (point / "files" / "f").touch()
+    (point / "files" / "l").symlink_to("..")
+    (point / "dirs" / "d").mkdir(parents=True)
+    found, _ = scan(mount_fd, [key(point)])
+    leaves = {name: leaf for _, _, name, leaf in found if name != b"lost+found"}
+    assert leaves == {b"empty": True, b"files": True, b"dirs": False}
+    (point / "dirs" / "d").rmdir()
+    assert {leaf for *_, leaf in scan(mount_fd, [key(point)])[0]} == {True}
+
+
+def test_where_links_are_not_counted_nothing_is_a_leaf(scan, tmp_path):
+    with mounted("btrfs", tmp_path) as point:
+        (point / "empty").mkdir()
+        fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            assert [found[2:] for found in scan(fd, [key(point)])[0]] == [(b"empty", False)]
+        finally:
+            os.close(fd)
 
 
 @pytest.mark.parametrize("bad", [b"", b"abc", bytes(133), bytes(1000)])
@@ -165,20 +193,21 @@ def test_access_times_stay(scan, tmp_path):
 def test_a_directory_that_changes_meanwhile(scan, point, mount_fd, monkeypatch):
     for i in range(50):
         (point / f"d{i}").mkdir()
-    if scan is PURE.scan_dirs:
+    if scan is PURE.scan_dirs:  # after its name was read, and after its handle was
         real = _pure_scan.name_to_handle
-        removed = []
 
         def racing(name, fd, **more):
-            if name == b"d7" and not removed:
+            if name == b"d7":
                 (point / "d7").rmdir()
-                removed.append(name)
-            return real(name, fd, **more)
+            told = real(name, fd, **more)
+            if name == b"d9":
+                (point / "d9").rmdir()
+            return told
 
         monkeypatch.setattr(_pure_scan, "name_to_handle", racing)
         found, failed = scan(mount_fd, [key(point)])
         assert failed == []
-        assert {b"d%d" % i for i in range(50)} - {name for _, _, name in found} == {b"d7"}
+        assert {b"d%d" % i for i in range(50)} - {name for _, _, name, _ in found} == {b"d7", b"d9"}
         return
     # The native one without a hook: another process makes and removes, and it only has to be sane.
     child = subprocess.Popen(
@@ -189,7 +218,7 @@ def test_a_directory_that_changes_meanwhile(scan, point, mount_fd, monkeypatch):
         for _ in range(300):
             found, failed = scan(mount_fd, [key(point)])
             assert failed == []
-            assert {parent for _, parent, _ in found} == {key(point)}
+            assert {parent for _, parent, *_ in found} == {key(point)}
     finally:
         child.kill()
         child.wait()

@@ -228,7 +228,8 @@ def test_names(fs: Path, pure: bool) -> None:
                 pass
         told = {os.fsencode(c.path) for c in r.told()}
         want = {os.fsencode(fs) + b"/" + n for n in names}
-        assert told == want | {w + b"/f" + n[:200] for w, n in zip(sorted(want), sorted(names))}
+        pairs = zip(sorted(want), sorted(names), strict=True)
+        assert told == want | {w + b"/f" + n[:200] for w, n in pairs}
 
 
 def test_deeper_than_path_max(fs: Path, pure: bool) -> None:
@@ -383,15 +384,39 @@ def test_identity_in_a_btrfs_subvolume(tmp_path: Path, pure: bool) -> None:
 def test_two_filesystems(tmp_path: Path, pure: bool) -> None:
     from tests.kernel.conftest import mounted
 
-    with mounted("tmpfs", tmp_path) as a, mounted("ext4", tmp_path) as b:
-        with watching(a, b, pure=pure) as r:
-            assert {root.fstype for root in r.watch.roots} == {"tmpfs", "ext4"}
-            write(b / "f")
-            seen: set[str] = set()
-            while str(b / "f") not in seen:
-                seen |= {c.path for c in r.watch.read(10)}
-            write(a / "g")
-            assert {c.path for c in r.told()} - seen == {str(a / "g")}
+    with (
+        mounted("tmpfs", tmp_path) as a,
+        mounted("ext4", tmp_path) as b,
+        watching(a, b, pure=pure) as r,
+    ):
+        assert {root.fstype for root in r.watch.roots} == {"tmpfs", "ext4"}
+        write(b / "f")
+        seen: set[str] = set()
+        while str(b / "f") not in seen:
+            seen |= {c.path for c in r.watch.read(10)}
+        write(a / "g")
+        assert {c.path for c in r.told()} - seen == {str(a / "g")}
+
+
+def test_other_filesystems_below_a_root_are_named(tmpfs: Path) -> None:
+    from tests.kernel.conftest import run
+
+    (tmpfs / "other").mkdir()
+    run("mount", "-t", "tmpfs", "below", str(tmpfs / "other"))
+    try:
+        with fanwise.watch(tmpfs) as watch:
+            assert watch.unwatched == (str(tmpfs / "other"),)
+        with fanwise.watch(tmpfs, tmpfs / "other") as watch:
+            assert watch.unwatched == ()
+    finally:
+        run("umount", str(tmpfs / "other"))
+
+
+def test_what_would_be_told(tmpfs: Path) -> None:
+    with fanwise.watch(tmpfs, exclude=["*.tmp", "d/e"]) as watch:
+        told = ["f", "d/f", "d", "x/d/e"]
+        for name in (*told, "a.tmp", "a.tmp/f", "d/e", "d/e/f", ".."):
+            assert watch.tells(os.path.normpath(tmpfs / name)) == (name in told)
 
 
 def test_a_reader_type(tmpfs: Path) -> None:

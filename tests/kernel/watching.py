@@ -36,7 +36,9 @@ class Reader:
             out += batch
             if any(c.path == str(name) and kind in c.kinds for c in batch):
                 return out
-        raise AssertionError(f"the sentinel was not {kind} within 20 s; told {len(out)}: {out[-3:]}")
+        raise AssertionError(
+            f"the sentinel was not {kind} within 20 s; told {len(out)}: {out[-3:]}"
+        )
 
 
 @contextmanager

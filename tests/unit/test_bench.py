@@ -78,9 +78,11 @@ def test_plot_shows_a_loss_as_one(report, tmp_path):
     assert (tmp_path / "RESULTS.md").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: filesystem marks and mounts")
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
-def test_quick_burst_of_the_c_reader_is_complete(tmp_path):
+def test_quick_burst_of_the_c_reader_is_complete(tmp_path, cannot_run):
+    if os.geteuid() != 0:
+        cannot_run("filesystem marks and mounts need root")
+    if shutil.which("cc") is None:
+        cannot_run("there is no C compiler")
     done = bench("burst", "--quick", "--only", "c", "--into", str(tmp_path))
     assert done.returncode == 0, done.stderr
     (run,) = json.loads((tmp_path / "results.json").read_text())["burst"]["runs"]["c"]

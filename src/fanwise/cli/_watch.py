@@ -12,7 +12,6 @@ from fanwise import Change, ConfigError, Exit, FanwiseError, Watch, WatchedRoot,
 from fanwise.cli import _lines
 from fanwise.cli._output import Output
 from fanwise.cli._signals import Signals
-from fanwise.names.globs import Globs
 
 _OF_MOUNTS = ("mounted", "unmounted")  # told of a root whatever is asked for, so hidden here
 
@@ -24,8 +23,10 @@ _OF_MOUNTS = ("mounted", "unmounted")  # told of a root whatever is asked for, s
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out a name or a path.")
 @click.option("--queue", metavar="BYTES", help="Room for what nobody has read yet (256MiB).")
 @click.option("--pure", is_flag=True, help="Use pure Python instead of the native part.")
-@click.option("--no-recursive", is_flag=True, help="Only the names directly in PATH.")
-@click.option("--ignore-pid", type=int, multiple=True, metavar="PID", help="Not what PID does.")
+@click.option("--no-recursive", is_flag=True, help="Watch only the names directly in PATH.")
+@click.option(
+    "--ignore-pid", type=int, multiple=True, metavar="PID", help="Leave out what a process does."
+)
 @click.option("--schema", is_flag=True, help="Print the JSON schema of a line, and nothing else.")
 @click.pass_obj
 def command(
@@ -61,8 +62,7 @@ def command(
     settings = config.load(file, flags=flags).config.watch
     changes = watch(
         *paths,
-        # A watch needs one kind at least; what was not asked for is left out below.
-        kinds=[k for k in settings.kinds if k not in _OF_MOUNTS] or ["deleted"],
+        kinds=settings.kinds,
         exclude=settings.exclude,
         recursive=not no_recursive,
         ignore_pids=[os.getpid(), *ignore_pid],
@@ -78,7 +78,8 @@ def command(
             f"{error.filename or ', '.join(paths)}: cannot be watched: {error.strerror}"
         ) from error
     try:
-        _refuse_feedback(output, changes.roots, settings.exclude, not no_recursive)
+        _refuse_feedback(output, changes)
+        _name_unwatched(changes)
         told: _Told
         if as_json:
             told = _Json(output)
@@ -91,8 +92,6 @@ def command(
 
             told = Plain(output)
         hidden = frozenset((k,) for k in _OF_MOUNTS if k not in settings.kinds)
-        if not set(settings.kinds) - set(_OF_MOUNTS):
-            hidden |= {("deleted",)}
         return _run(changes, told, output, signals, hidden)
     finally:
         changes.close()
@@ -180,25 +179,27 @@ def _run(
 
 
 # A file below a root that holds the output would be changed by each change that it tells of.
-def _refuse_feedback(
-    output: Output, roots: Sequence[WatchedRoot], exclude: Sequence[str], recursive: bool
-) -> None:
+def _refuse_feedback(output: Output, changes: Watch) -> None:
     if not stat.S_ISREG(os.fstat(output.fd).st_mode):
         return
     path = os.readlink(f"/proc/self/fd/{output.fd}")
-    globs = Globs(exclude, [root.path for root in roots])
-    for root in roots:
-        below = path.startswith(root.path.rstrip("/") + "/")
-        if path != root.path and not (below and (recursive or os.path.dirname(path) == root.path)):
-            continue
-        above, excluded = path, False
-        while above != root.path and not excluded:
-            excluded = globs.match(above)
-            above = os.path.dirname(above)
-        if not excluded:
-            raise ConfigError(
-                "standard output",
-                None,
-                f"{path} is below {root.path}, which is watched: it would tell of itself",
-                f"write elsewhere, or add --exclude {os.path.basename(path)}",
-            )
+    if changes.tells(path):
+        raise ConfigError(
+            "standard output",
+            None,
+            f"{path} is below a path that is watched: it would tell of itself",
+            f"write elsewhere, or add --exclude {os.path.basename(path)}",
+        )
+
+
+def _name_unwatched(changes: Watch) -> None:
+    # No silence: who watches / may well think of /home, which is another filesystem.
+    if changes.unwatched:
+        shown = ", ".join(changes.unwatched[:8])
+        more = len(changes.unwatched) - 8
+        rest = f" and {more} more" if more > 0 else ""
+        click.echo(
+            f"fanwise: not watched, for they are other filesystems: {shown}{rest}; give as PATH"
+            " those that matter",
+            err=True,
+        )

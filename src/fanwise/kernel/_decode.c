@@ -358,6 +358,12 @@ static PyObject *bytes_of(span s)
     return PyBytes_FromStringAndSize((const char *)s.p, (Py_ssize_t)s.n);
 }
 
+static int suspect(const note *t)
+{
+    return t->renames >= 2 || (t->flags & N_GONE && t->flags & N_TWICE) ||
+           ((t->names >= 2 || t->flags & N_BOTH) && t->flags & N_ATTRIB && !(t->flags & N_GONE));
+}
+
 /* [(key, notes, names, renames)] of the objects whose order may be unknowable: renamed twice,
  * gone but named again after a deletion, or named twice with a link count reported and still there. The owner looks closer. */
 static PyObject *decoder_suspects(PyObject *self, PyObject *unused)
@@ -367,9 +373,7 @@ static PyObject *decoder_suspects(PyObject *self, PyObject *unused)
     PyObject *l = PyList_New(0);
     for (uint32_t k = 0; l && k < d->nnotes; k++) {
         const note *t = &d->notes[k];
-        if (!(t->renames >= 2 || (t->flags & N_GONE && t->flags & N_TWICE) ||
-              ((t->names >= 2 || t->flags & N_BOTH) && t->flags & N_ATTRIB &&
-               !(t->flags & N_GONE))))
+        if (!suspect(t))
             continue;
         PyObject *o = Py_BuildValue("(y#III)", (const char *)t->key.p, (Py_ssize_t)t->key.n,
                                     t->flags, (unsigned)t->names, (unsigned)t->renames);
@@ -921,6 +925,38 @@ static PyObject *decoder_finish(PyObject *self, PyObject *unused)
     return l;
 }
 
+/* A whole window at once, where nothing in it needs a look: add, decode, finish. None: it does, and
+ * the window is open, noted and not decoded. Else (changes, stop, what finish() gives, or None when
+ * the window is still open). One call, because an idle process pays for each in cache misses. */
+static PyObject *decoder_plain(PyObject *self, PyObject *const *a, Py_ssize_t na)
+{
+    decoder *d = (decoder *)self;
+    if (na != 3) {
+        PyErr_SetString(PyExc_TypeError, "plain(data, time, limit)");
+        return NULL;
+    }
+    PyObject *n = decoder_add(self, a, 2);
+    if (!n)
+        return NULL;
+    Py_DECREF(n);
+    for (uint32_t k = 0; k < d->nnotes; k++)
+        if (d->notes[k].flags & N_UNKNOWN || suspect(&d->notes[k]))
+            Py_RETURN_NONE;
+    PyObject *made = decoder_decode(self, a[2]);
+    if (!made)
+        return NULL;
+    PyObject *rows = PyTuple_GetItem(made, 0), *stop = PyTuple_GetItem(made, 1); /* borrowed */
+    PyObject *left = Py_None, *out = NULL;
+    if (PyLong_AsLong(stop) == STOP_NONE && !cursor(d))
+        left = decoder_finish(self, NULL);
+    else
+        Py_INCREF(left);
+    if (left)
+        out = Py_BuildValue("(OON)", rows, stop, left);
+    Py_DECREF(made);
+    return out;
+}
+
 static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
     static char *names[] = {"tree", "make", "kinds", "want", "device", "pids", "gone", NULL};
@@ -1018,6 +1054,7 @@ static PyMethodDef decoder_methods[] = {
     {"dir_records", decoder_dir_records, METH_NOARGS, "Name records of directories, in order."},
     {"name_records", decoder_name_records, METH_O, "Name records of some objects, in order."},
     {"notes", decoder_notes, METH_O, "(notes, names, renames) of an object."},
+    {"plain", FAST(decoder_plain), METH_FASTCALL, "A window that needs no look, at once."},
     {"decode", decoder_decode, METH_O, "(changes, stop) of the next slice."},
     {"record", decoder_record, METH_NOARGS, "The record at which decode() stopped."},
     {"peek", decoder_peek, METH_NOARGS, "The next record of the same process."},

@@ -415,9 +415,9 @@ static void *fw_drain_main(void *arg)
 {
     struct fw_drain *d = arg;
     struct pollfd p[2] = {{.fd = d->fd, .events = POLLIN}, {.fd = d->ctl, .events = POLLIN}};
-    enum fw_stop stop;
+    enum fw_stop stop = FW_RUN;
     size_t give;
-    int ret;
+    int ret = 0;
 
     pthread_setname_np(pthread_self(), "fw-drain");
     d->tokens = FW_TOKENS;

@@ -379,6 +379,20 @@ class Decoder:
 
     # -- pass 2 --
 
+    def plain(
+        self, data: bytes, time: float, limit: int
+    ) -> tuple[list[Any], int, list[tuple[bytes, bytes, bytes]] | None] | None:
+        """Add, decode and finish a whole window, where nothing in it needs a look.
+
+        None: it does, and the window is open, noted and not decoded. Else (changes, stop, what
+        finish() gives, or None when the window is still open).
+        """
+        self.add(data, time)
+        if self.unknown() or self.suspects():
+            return None
+        rows, stop = self.decode(limit)
+        return rows, stop, None if stop or self.pending else self.finish()
+
     def decode(self, limit: int) -> tuple[list[Any], int]:
         """(changes, stop) of the next slice."""
         self._refuse_busy()

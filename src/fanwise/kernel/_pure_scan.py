@@ -1,6 +1,7 @@
 """scan_dirs in Python: the twin of `_scan.c`, with the same answers."""
 
 import os
+import stat
 from collections.abc import Sequence
 
 from fanwise._errors import FanwiseError, NotWatchable
@@ -40,11 +41,13 @@ def scan_dirs(
                         mine = name_to_handle(b"", fd, empty=True)[1]
                     try:
                         child, mount = name_to_handle(name, fd)
+                        if mount != mine:
+                            continue
+                        now = entry.stat(follow_symlinks=False)
                     except (OSError, FanwiseError):
                         continue  # removed meanwhile: the stream tells
-                    if mount == mine:
-                        leaf = entry.stat(follow_symlinks=False).st_nlink == 2
-                        found.append((child, key, name, leaf))
+                    if stat.S_ISDIR(now.st_mode):
+                        found.append((child, key, name, now.st_nlink == 2))
         except (OSError, NotWatchable) as error:
             failed.append((key, _errno(error)))
         finally:

@@ -335,7 +335,7 @@ def _filesystem(code: int, flags: int, mask: int, path: bytes) -> FilesystemRefu
         return FilesystemRefuses(
             path,
             f"{fstype} has no filesystem id, which this kind of mark needs",
-            "mark directories one by one, in a group for this filesystem alone",
+            "watch a path on another filesystem; marks on single directories are not there yet",
         )
     if code == errno.EXDEV:
         if flags & _MARK_TYPE and fstype == "btrfs":
@@ -357,7 +357,7 @@ def _filesystem(code: int, flags: int, mask: int, path: bytes) -> FilesystemRefu
         return FilesystemRefuses(
             path,
             f"{fstype} cannot open file handles, which this kind of mark needs",
-            "mark directories one by one",
+            "watch a path on another filesystem; marks on single directories are not there yet",
         )
     return FilesystemRefuses(path, f"{fstype} has no file handles")
 

@@ -68,7 +68,11 @@ class Directories:
         top, _ = name_to_handle(self.mount.mount_point)
         tree.put(top, -1, self.mount.mount_point, flags.TOP)
         for root in list(self.roots):
-            way = self.lookup.locate(root.key, lambda key: tree.find(key) >= 0)
+            way = self.lookup.locate_at(
+                root.path if root.file is None else os.path.dirname(root.path),
+                root.key,
+                lambda key: tree.find(key) >= 0,
+            )
             if way is None:
                 continue  # gone: the stream tells
             self.put_way(way)

@@ -82,12 +82,35 @@ class Lookup:
         None when the directory is gone. Each step of the way was true during the call.
         """
         fd = self._open(key, _PATH | os.O_DIRECTORY)
-        if fd < 0:
-            return None
+        return None if fd < 0 else self._way(fd, key, known, 16)
+
+    def locate_at(self, path: str, key: bytes, known: Callable[[bytes], bool]) -> list[Link] | None:
+        """Do the same for a directory that most likely is at a path.
+
+        If it is there nothing is opened for reading: that raises no event, and needs no helper.
+        """
+        try:
+            fd = os.open(path, _PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            return self.locate(key, known)
+        try:
+            here = name_to_handle(b"", fd, empty=True)
+        except (OSError, FanwiseError):
+            os.close(fd)
+            raise
+        if here != (key, self.mount.id):
+            os.close(fd)
+            return self.locate(key, known)
+        way = self._way(fd, key, known, 4)
+        return self.locate(key, known) if way is None else way
+
+    def _way(
+        self, fd: int, key: bytes, known: Callable[[bytes], bool], attempts: int
+    ) -> list[Link] | None:
         try:
             # The path gives all names at once, if it is the same before and after the climb. In a
             # tree that keeps moving each name is looked for in its parent.
-            for attempt in range(16):
+            for attempt in range(attempts):
                 before = _fd_path(fd) if attempt < 4 else None
                 way = self._climb(fd, key, before, known)
                 if not os.fstat(fd).st_nlink:

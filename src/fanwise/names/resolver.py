@@ -9,7 +9,7 @@ REFS: owned by one group of a watch. LOCKING: none, one consumer. LIFETIME: unti
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import fsdecode
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ from fanwise.kernel.handles import identity
 from fanwise.kernel.mounts import Mount
 from fanwise.kernel.native import Parts
 
-from .directories import Directories, Root
+from .directories import Directories
 from .intake import Intake
 from .scan import Scanner
 from .verify import Verifier
@@ -87,14 +87,12 @@ class Resolver:
         self.intake = Intake(take, sync, ahead)
         self.verifier = Verifier(self)
         self._open = False
+        self._quiet = False  # no scan, nothing carried over: a window can be taken at once
         self._drained = True
         self._currents: list[int] = []
         self._unlinked_tmp: dict[bytes, tuple[bytes, bytes] | None] = {}
         self.scanned = False
         self.stale = False  # a loss was told and the tree is not whole again
-        self.records = 0
-        self.lost: list[tuple[int | None, str]] = []
-        self.finished: list[Root] = []  # roots that ended
 
     # -- intake --
 
@@ -109,8 +107,32 @@ class Resolver:
 
     def step(self, limit: int) -> list[Any]:
         """The next slice of changes; [] when there is nothing to do now."""
+        rows: list[Any] = []
+        stop = 0
         with self.lookup:
-            rows: list[Any] = []
+            if self._quiet and not self._open:
+                # Most windows by far need nothing but decoding; one call does it.
+                chunk = self.intake.pop()
+                if chunk is None:
+                    return rows
+                if chunk.lost or not chunk.drained or not chunk.data:
+                    self.intake.unpop(chunk)
+                else:
+                    plain = self.decoder.plain(chunk.data, chunk.when / 1e9, limit)
+                    if plain is None:
+                        self._open = self._drained = True
+                        self._look((), True)
+                    else:
+                        rows, stop, left = plain
+                        if left is not None:
+                            if left:
+                                self._note_gone(left)
+                            return self._filter(rows)
+                        self._open = self._drained = True
+                        if not stop:
+                            return self._filter(rows)
+                        self._settle(stop, self.decoder.record(), rows)
+                        self.decoder.advance()
             if not self._open:
                 if not self._begin(rows):
                     self._scan_more()
@@ -183,22 +205,24 @@ class Resolver:
             if drained and records:
                 break
         self._drained = drained
-        self.records += records
-        self._learn(found, complete, new=records > 0)
-        if not records:
-            return False
+        if records:
+            self._look(found, complete)
+        else:
+            self._learn(found, complete, new=False)
+        return records > 0
+
+    def _look(self, found: Sequence[Any], complete: bool) -> None:
+        # Everything that a window needs before it is decoded.
+        self._learn(found, complete, new=True)
         if self._unlinked_tmp:
             for record in self.decoder.name_records(self._unlinked_tmp):
                 if record[0] & CREATE:
                     self._unlinked_tmp[record[7]] = record[3], record[4]
         self.verifier.begin()
-        return True
 
-    def _end(self, rows: list[Any]) -> None:
-        self.verifier.end(rows, self._drained)
-        for key in [k for k in self._unlinked_tmp if self.decoder.notes(k)[0] & N_GONE]:
-            del self._unlinked_tmp[key]
-        for key, directory, name in self.decoder.finish():
+    def _note_gone(self, left: list[tuple[bytes, bytes, bytes]]) -> None:
+        # Names deleted of objects that live on.
+        for key, directory, name in left:
             self.gone.setdefault(key, set()).add(directory + name)
         if len(self.gone) > self._gone_limit:
             # Other hard links keep an object without any file being open: those are forgotten.
@@ -206,6 +230,12 @@ class Resolver:
                 if self.lookup.links(key) != 0:
                     del self.gone[key]
             self._gone_limit = max(4096, 2 * len(self.gone))
+
+    def _end(self, rows: list[Any]) -> None:
+        self.verifier.end(rows, self._drained)
+        for key in [k for k in self._unlinked_tmp if self.decoder.notes(k)[0] & N_GONE]:
+            del self._unlinked_tmp[key]
+        self._note_gone(self.decoder.finish())
         for at in self._currents:
             self.tree.flag(at, 0, flags.CURRENT)
         self._currents.clear()
@@ -230,7 +260,7 @@ class Resolver:
                 out.setdefault(record[7], record)
         return out
 
-    def _learn(self, found: list[Any], complete: bool, new: bool) -> None:
+    def _learn(self, found: Sequence[Any], complete: bool, new: bool) -> None:
         dirs = self.dirs
         unknown = self.decoder.unknown() if new else []
         if not found and not unknown:
@@ -261,6 +291,7 @@ class Resolver:
         dirs.placed()
 
     def _scan_more(self) -> None:
+        # What there is to scan; called whenever no window is open.
         room = _SCAN_AHEAD - self.scanner.busy
         if self.dirs.unscanned and room > 0:
             self.scanner.give(self.dirs.scan_keys(room))
@@ -270,6 +301,9 @@ class Resolver:
                 self.stale = False
                 self._mark_top(0, flags.CURRENT)
             self.scanned = True
+        self._quiet = not (
+            self.dirs.unscanned or self.scanner.busy or self.verifier.carries or self._unlinked_tmp
+        )
 
     def _mark_top(self, add: int, clear: int) -> None:
         for at in self.tree.ids():
@@ -278,7 +312,6 @@ class Resolver:
 
     def _loss(self, rows: list[Any], count: int | None, source: str) -> None:
         """Tell a loss, drop the model, and scan anew behind the mark."""
-        self.lost.append((count, source))
         roots = tuple(root.path for root in self.dirs.roots)
         rows.append(
             self.settings.make(
@@ -411,7 +444,6 @@ class Resolver:
             if not told or root.file is not None:
                 self.tell(rows, record, DELETE, root.path, None, "exact", key=key)
             self.dirs.roots.remove(root)
-            self.finished.append(root)
         self.tree.drop(at)
 
     def _move(self, record: Record, rows: list[Any]) -> None:

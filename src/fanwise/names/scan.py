@@ -13,6 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from fanwise._errors import FanwiseError
+from fanwise.kernel.mounts import Mount
+
+from .lookup import open_mount
 
 # [(key, parent key, name, leaf)], [(key, errno)]
 Found = tuple[list[tuple[bytes, bytes, bytes, bool]], list[tuple[bytes, int]]]
@@ -20,16 +23,25 @@ Found = tuple[list[tuple[bytes, bytes, bytes, bool]], list[tuple[bytes, int]]]
 PIECE = 128  # directories
 
 
+def scan_mount(
+    scan_dirs: Callable[[int, Sequence[bytes]], Found], mount: Mount, keys: Sequence[bytes]
+) -> Found:
+    """List subdirectories, with the mount open meanwhile; all failed when it cannot be."""
+    try:
+        fd = open_mount(mount)
+    except (FanwiseError, OSError):
+        return [], [(key, 0) for key in keys]
+    try:
+        return scan_dirs(fd, keys)
+    finally:
+        os.close(fd)
+
+
 class Scanner:
     """Lists subdirectories; `wake` is called in its thread when a result is ready."""
 
-    def __init__(
-        self,
-        scan_dirs: Callable[[int, Sequence[bytes]], Found],
-        open_mount: Callable[[], int],
-        wake: Callable[[], None],
-    ) -> None:
-        self._scan_dirs, self._open_mount, self._wake = scan_dirs, open_mount, wake
+    def __init__(self, scan: Callable[[Sequence[bytes]], Found], wake: Callable[[], None]) -> None:
+        self._scan, self._wake = scan, wake
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._keys: deque[bytes] = deque()
@@ -89,19 +101,9 @@ class Scanner:
                     return
                 now = self._round
                 piece = [self._keys.popleft() for _ in range(min(PIECE, len(self._keys)))]
-            result = self._piece(piece)
+            result = self._scan(piece)
             with self._lock:
                 if now != self._round:
                     continue
                 self._done.append((len(piece), result))
             self._wake()
-
-    def _piece(self, keys: list[bytes]) -> Found:
-        try:
-            fd = self._open_mount()
-        except (FanwiseError, OSError):
-            return [], [(key, 0) for key in keys]
-        try:
-            return self._scan_dirs(fd, keys)
-        finally:
-            os.close(fd)

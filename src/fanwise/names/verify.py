@@ -87,6 +87,11 @@ class Verifier:
         self._doubtful: dict[bytes, list[Record]] = {}
         self._both: dict[tuple[bytes, bytes, bytes], bool] = {}
 
+    @property
+    def carries(self) -> bool:
+        """Whether something is unsettled from one window to the next."""
+        return bool(self._carried)
+
     def told_both(self, key: bytes, directory: bytes, name: bytes, exists: bool) -> None:
         """Note how a creation and deletion in one record was told to have ended."""
         self._both[key, directory, name] = exists

@@ -18,17 +18,24 @@ _BITS = {
 }
 KINDS = tuple(_BITS)
 DEFAULT_KINDS = KINDS[:6]
+# Told of a root whatever is asked for: they end its stream, or change what it means.
+MOUNT_KINDS = ("mounted", "unmounted")
 
 # By kernel._pure_decode.kind_index: bit i of the index is the i-th kind.
 KIND_TABLE = [tuple(kind for i, kind in enumerate(KINDS) if index >> i & 1) for index in range(512)]
 
 
 def mask_of(kinds: tuple[str, ...]) -> int:
-    """Return the event bits of some kinds. Raises KeyError for a kind that does not exist."""
+    """Return the event bits of some kinds; those of mounts have none."""
     mask = 0
     for kind in kinds:
-        mask |= _BITS[kind]
+        mask |= _BITS.get(kind, 0)
     return mask
+
+
+def own_work_shows(mask: int) -> bool:
+    """Say whether looking at a watched filesystem raises some of these events."""
+    return bool(mask & (fan.FAN_OPEN | fan.FAN_ACCESS))  # fanwise executes nothing there
 
 
 class Change(

@@ -1,6 +1,7 @@
 """A group of a watch: one superblock, seen through one mount, and the roots on it.
 
-REFS      owns the source (kernel group, drain), the scanner, and the resolver with its tree.
+REFS      owns the source (kernel group, drain), the scanner, and the resolver with its tree; the
+          helpers, if there are any, are the watch's.
 LIFETIME  open() marks, then finds the roots, then scans: nothing between is missed.
 """
 
@@ -10,10 +11,11 @@ from typing import Any
 
 from fanwise.kernel.mounts import Mount
 from fanwise.kernel.native import Parts
+from fanwise.names.child import ChildLookup, Helpers
 from fanwise.names.directories import Directories, Root
-from fanwise.names.lookup import Lookup, open_mount
+from fanwise.names.lookup import Lookup
 from fanwise.names.resolver import Resolver, Settings
-from fanwise.names.scan import Scanner
+from fanwise.names.scan import Scanner, scan_mount
 from fanwise.sources.fanotify import FanotifySource
 
 _SYNC_SECONDS = 2.0
@@ -33,12 +35,14 @@ class Group:
         exclude: Iterable[str],
         recursive: bool,
         wake: Callable[[], None],
+        helpers: Helpers | None = None,
     ) -> None:
         self.mount = mount
         self.paths = roots
         self.source = FanotifySource(roots[0], mask, ring, parts)
         self._parts, self._settings = parts, settings
         self._exclude, self._recursive, self._wake = exclude, recursive, wake
+        self._helpers = helpers
         self.resolver: Resolver
         self.scanner: Scanner
         self._farewell: str | None = None
@@ -49,7 +53,8 @@ class Group:
         """Mark the filesystem and begin. Raises NotWatchable, OSError."""
         self.source.open()
         try:
-            lookup = Lookup(self.mount)
+            scan_dirs, helpers = self._parts.scan_dirs, self._helpers
+            lookup = ChildLookup(self.mount, helpers) if helpers else Lookup(self.mount)
             dirs = Directories(
                 self._parts.Tree(self._recursive),
                 self.mount,
@@ -58,7 +63,12 @@ class Group:
                 self._exclude,
             )
             self.scanner = Scanner(
-                self._parts.scan_dirs, lambda: open_mount(lookup.mount), self._wake
+                lambda keys: (
+                    helpers.scan(lookup.mount, keys)
+                    if helpers
+                    else scan_mount(scan_dirs, lookup.mount, keys)
+                ),
+                self._wake,
             )
             drain = self.source.drain
             self.resolver = Resolver(
@@ -93,7 +103,11 @@ class Group:
     def step(self, limit: int) -> list[Any]:
         """Return the next slice of changes."""
         last = bool(self.source.drain.ended)
-        rows = self.resolver.step(limit)
+        if self._helpers is None:
+            rows = self.resolver.step(limit)
+        else:
+            self._helpers.check()
+            rows = self._helpers.drop(self.resolver.step(limit))
         if last:
             # A window with nothing to tell may have others behind it: `pending` counts them now.
             self.resolver.intake.pull()
@@ -115,6 +129,10 @@ class Group:
         if self.pending or self._farewell:
             return False
         return not self.resolver.dirs.roots or self._read_all
+
+    def sync(self) -> bool:
+        """Take all that was raised before this call; False when that cannot be said."""
+        return self.resolver.intake.sync()
 
     def unmounted(self) -> None:
         """Say goodbye once everything read before is delivered."""

@@ -19,9 +19,11 @@ from typing import NamedTuple
 from fanwise._errors import BusyError, ClosedError, FanwiseError, NoSuchRoot, PermissionNeeded
 from fanwise.kernel.mounts import Mount, mount_of, mounts, open_mountinfo
 from fanwise.kernel.native import parts
+from fanwise.names.child import Helpers
+from fanwise.names.globs import Globs
 from fanwise.names.resolver import Settings
 
-from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, Change, mask_of
+from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, MOUNT_KINDS, Change, mask_of, own_work_shows
 from ._group import Group
 
 _SLICE = 4096  # changes
@@ -83,22 +85,25 @@ class Watch:
         if not paths:
             raise FanwiseError("nothing to watch", "give at least one path")
         wanted = tuple(kinds) if kinds is not None else DEFAULT_KINDS
-        unknown = [kind for kind in wanted if kind not in KINDS]
+        unknown = [kind for kind in wanted if kind not in (*KINDS, *MOUNT_KINDS)]
         if unknown or not wanted:
             raise FanwiseError(
                 f"no such kind: {unknown[0]!r}" if unknown else "no kinds are asked for",
-                f"kinds are: {', '.join(KINDS)}",
+                f"kinds are: {', '.join((*KINDS, *MOUNT_KINDS))}",
             )
         self._given = [os.fspath(path) for path in paths]
         self._mask = mask_of(wanted)
         self._exclude = tuple(exclude)
+        Globs(self._exclude, [])  # raises now for what is no glob
         self._recursive = recursive
         self._pids = tuple(ignore_pids)
         self._queue = queue
         self.timeout = timeout
         self._parts = parts(pure)
         self._groups: list[Group] = []
+        self._helpers: Helpers | None = None
         self._roots: list[WatchedRoot] = []
+        self._unwatched: list[str] = []
         self._ready: deque[Change] = deque()
         self._consumer = threading.Lock()
         self._state = "new"
@@ -122,6 +127,9 @@ class Watch:
             raise ClosedError("a watch is opened once", "make another one")
         self._state = "open"
         try:
+            if own_work_shows(self._mask):
+                self._helpers = Helpers(self._parts.name)
+                self._helpers.start()
             self._waker = _Waker()
             self._epoll = select.epoll()
             self._epoll.register(self._waker.fd, select.EPOLLIN)
@@ -130,7 +138,8 @@ class Watch:
             self._epoll.register(self._mountinfo, select.EPOLLPRI | select.EPOLLERR)
             self._mount_poll.register(self._mountinfo2, select.POLLPRI | select.POLLERR)
             self._mount_poll.poll(0)
-            self._mount_ids = {mount.id for mount in mounts()}
+            there = mounts()
+            self._mount_ids = {mount.id for mount in there}
             for mount, paths in self._by_mount():
                 settings = Settings(Change, KIND_TABLE, self._mask, self._pids)
                 group = Group(
@@ -143,6 +152,7 @@ class Watch:
                     self._exclude,
                     self._recursive,
                     self._waker.wake,
+                    self._helpers,
                 )
                 group.open()
                 self._groups.append(group)
@@ -150,6 +160,15 @@ class Watch:
                 self._roots += [
                     WatchedRoot(path, "filesystem-mark", mount.fstype) for path in paths
                 ]
+            watched = {group.mount.id for group in self._groups}
+            self._unwatched = sorted(
+                {
+                    os.fsdecode(mount.mount_point)
+                    for mount in there
+                    if mount.id not in watched and self._recursive
+                    if any(_below(mount.mount_point, os.fsencode(r.path)) for r in self._roots)
+                }
+            )
         except BaseException:
             self.close()
             raise
@@ -169,6 +188,8 @@ class Watch:
         if self._state == "closed":
             return
         self._state = "closed"
+        if self._helpers is not None:
+            self._helpers.close()  # first: a scan waits for it
         for group in self._groups:
             group.close()
         if self._epoll is not None:
@@ -264,6 +285,9 @@ class Watch:
         if self._stopping:
             for group in self._groups:
                 group.source.stop()
+        # Helpers that died, and whether what they did is all taken: the loop decodes it.
+        dead = self._helpers.dead if self._helpers is not None else ()
+        taken = bool(dead) and all(group.sync() for group in self._groups)
         busy = True
         while busy:
             busy = False
@@ -276,6 +300,8 @@ class Watch:
                     self._slices += 1
                     return rows if self._slices % 64 else [*rows, *self._mounts_changed()]
                 busy = busy or group.pending
+        if self._helpers is not None and taken:
+            self._helpers.bury(dead)
         return []
 
     def _mounts_changed(self) -> list[Change]:
@@ -345,6 +371,29 @@ class Watch:
     def roots(self) -> tuple[WatchedRoot, ...]:
         """What is watched, and how."""
         return tuple(self._roots)
+
+    def tells(self, path: str) -> bool:
+        """Say whether a change at this path, as it stands, would be told: in a root, not excluded.
+
+        ``path`` is absolute and resolved.
+        """
+        globs = Globs(self._exclude, [root.path for root in self._roots])
+        for root in self._roots:
+            base = root.path.rstrip("/")
+            if path == root.path:
+                return True
+            if not path.startswith(base + "/"):
+                continue
+            below = path[len(base) + 1 :].split("/")
+            steps = [base + "/" + "/".join(below[: i + 1]) for i in range(len(below))]
+            if (self._recursive or len(below) == 1) and not any(map(globs.match, steps)):
+                return True
+        return False
+
+    @property
+    def unwatched(self) -> tuple[str, ...]:
+        """Mount points below the roots: other filesystems, which are not watched."""
+        return tuple(self._unwatched)
 
     @property
     def scanned(self) -> bool:

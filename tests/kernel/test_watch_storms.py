@@ -10,10 +10,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
-from tests.kernel.conftest import ext4, fs, pure, tmpfs  # noqa: F401 - fixtures
 from tests.kernel.watching import on_disk, replay, scanned, short, watching
 
 NAMES = ("a", "b", "c")
@@ -22,9 +20,7 @@ PATHS = [*NAMES, *(f"{d}/{n}" for d in ("d", "e") for n in NAMES), "d", "e"]
 Step = tuple[str, str, str]
 steps = st.lists(
     st.tuples(
-        st.sampled_from(
-            ["write", "unlink", "rename", "link", "mkdir", "rmdir", "rename", "link"]
-        ),
+        st.sampled_from(["write", "unlink", "rename", "link", "mkdir", "rmdir", "rename", "link"]),
         st.sampled_from(PATHS),
         st.sampled_from(PATHS),
     ),
@@ -80,12 +76,12 @@ def one_storm(root: Path, storm: list[Step], pure: bool) -> None:
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_tmpfs(tmpfs: Path, pure: bool, storm: list[Step]) -> None:  # noqa: F811
+def test_tmpfs(tmpfs: Path, pure: bool, storm: list[Step]) -> None:
     one_storm(tmpfs, storm, pure)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_filesystem(fs: Path, pure: bool, seed: int) -> None:  # noqa: F811
+def test_every_filesystem(fs: Path, pure: bool, seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(25):
         storm = [

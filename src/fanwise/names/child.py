@@ -1,0 +1,307 @@
+"""Child: look-ups and scans in helper processes, for a watch that tells of opens and accesses.
+
+To look somewhere by handle the mount must be opened, to scan a directory it must be read, and both
+raise events with the pid of whoever does it. Done in processes of their own, they are told apart
+from what the host program does by pid alone.
+
+Two processes: a scan never delays a look-up, each serves one question at a time, and one that
+is killed takes nothing of the other along. Questions change nothing: what a process that died left
+unanswered is asked again of the next.
+
+REFS      Helpers belong to one watch and serve all its groups.
+LOCKING   a Helper's lock covers its socket: one question at a time. `Helpers.lock`, taken inside,
+          covers the pids, and is held while a process starts: `drop` knows the pid of each record.
+LIFETIME  exec'ed with one socket, at the first question or at `start`; `close` kills and reaps.
+          One that died stays a zombie until what it did is decoded: no other has its pid till then.
+          The end of the socket ends it, and no fork of the host keeps that.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+import fanwise._errors
+from fanwise._errors import ClosedError, FanwiseError
+from fanwise.kernel.mounts import Mount
+
+from ._child import Ask, receive, send
+from .lookup import Link, Lookup
+from .scan import Found
+
+_TRIES = 3  # processes that die over one question
+
+# Only what is needed to import: no site, no directory that the host happens to stand in.
+_CODE = (
+    "import sys; host, pure, *sys.path[:] = sys.argv[1:]; "
+    "from fanwise.names._child import main; main(int(host), pure == 'pure')"
+)
+
+T = TypeVar("T")
+# (what went wrong or None, the answer)
+_WAY = msgspec.msgpack.Decoder(tuple[bytes | None, list[Link] | None])
+_KEY = msgspec.msgpack.Decoder(tuple[bytes | None, bytes | None])
+_LINKS = msgspec.msgpack.Decoder(tuple[bytes | None, int | None])
+_FOUND = msgspec.msgpack.Decoder(tuple[bytes | None, Found | None])
+_encode = msgspec.msgpack.Encoder().encode
+
+_live: "weakref.WeakSet[Helpers]" = weakref.WeakSet()
+
+
+class Helper:
+    """One helper process, started when it is needed and again when it died."""
+
+    def __init__(self, helpers: "Helpers") -> None:
+        self._helpers = helpers
+        self._lock = threading.Lock()
+        self._sock: socket.socket | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; it is ready some 0.1 s later. Raises FanwiseError."""
+        with self._lock:
+            self._start()
+
+    def ask(self, question: Ask, decoder: "msgspec.msgpack.Decoder[tuple[bytes | None, T]]") -> T:
+        """Wait for the answer. Raises FanwiseError: the helper's, or that there is no helper."""
+        data = _encode(question)
+        with self._lock:
+            for _ in range(_TRIES):
+                if self._sock is None:
+                    self._start()
+                answer = self._exchange(data)
+                if answer is not None:
+                    error, value = decoder.decode(answer)
+                    if error is not None:
+                        raise FanwiseError(os.fsdecode(error))
+                    return value
+        raise FanwiseError(
+            "the helper process that looks at the filesystem ends again and again",
+            f"see whether {sys.executable} runs, and whether something kills it",
+        )
+
+    def rest(self) -> None:
+        """Have it close what it has open; without one there is nothing to close."""
+        with self._lock:
+            if self._sock is not None:
+                self._exchange(_encode(Ask("rest")))
+
+    def _exchange(self, data: bytes) -> bytes | None:
+        # None: it died.
+        assert self._sock is not None
+        answer = None
+        try:
+            send(self._sock, data)
+            answer = receive(self._sock)
+        except OSError:
+            pass
+        finally:
+            # Also when a signal interrupted: the next answer would be to this question.
+            if answer is None:
+                self._drop()
+        return answer
+
+    def _start(self) -> None:
+        helpers = self._helpers
+        with helpers.lock:
+            if helpers.closed:
+                raise ClosedError("the watch is closed")
+            ours, helpers.theirs = socket.socketpair()
+            try:
+                self.process = subprocess.Popen(
+                    helpers.command(),
+                    stdin=helpers.theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd="/",  # not where the host stands: that may be below a watched mount
+                )
+            except OSError as error:
+                ours.close()
+                raise FanwiseError(
+                    f"the helper process that looks at the filesystem does not start: {error}",
+                    "it is sys.executable that is run: see whether it is there and may be run",
+                ) from error
+            finally:
+                helpers.theirs.close()
+            helpers.pids.add(self.process.pid)
+        self._sock = ours
+
+    def _drop(self) -> None:
+        with self._helpers.lock:
+            if self._sock is not None:
+                self._sock.close()
+                self._sock = None
+            if self.process is not None:
+                _kill(self.process)
+                self._helpers.dead += (self.process,)
+                self.process = None
+
+    def close(self) -> None:
+        """Kill and reap it; a thread that waits for its answer gets ClosedError."""
+        with self._helpers.lock:
+            if self.process is not None:
+                _kill(self.process)
+        with self._lock:
+            self._drop()
+
+    def forget(self) -> None:
+        """Leave it to the parent: this is a forked process."""
+        self._lock = threading.Lock()
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+        if self.process is not None:
+            self.process.returncode = 0  # not ours to wait for, nor to kill
+            self.process = None
+
+
+class Helpers:
+    """The helper processes of a watch, and what is known by their pids."""
+
+    def __init__(self, implementation: str) -> None:
+        self._implementation = implementation
+        self.lock = threading.Lock()
+        self.closed = False
+        self.pids: set[int] = set()
+        self.dead: tuple[subprocess.Popen[bytes], ...] = ()
+        self.theirs: socket.socket | None = None  # a helper's end, while it starts
+        self.looks, self.scans = Helper(self), Helper(self)
+        self._error: FanwiseError | None = None  # of the scan, to be raised where it is heard
+        _live.add(self)
+
+    def start(self) -> None:
+        """Start the process of the look-ups: they wait less. Raises FanwiseError."""
+        self.looks.start()
+
+    def command(self) -> list[str]:
+        """What to execute: the same interpreter, and it imports from where the host does."""
+        home = Path(fanwise._errors.__file__).parents[1]
+        return [
+            sys.executable,
+            "-BPS",
+            *(["-E"] if sys.flags.ignore_environment else []),
+            "-c",
+            _CODE,
+            str(os.getpid()),
+            self._implementation,
+            *(os.path.abspath(path) for path in sys.path),
+            str(home),
+        ]
+
+    def scan(self, mount: Mount, keys: Sequence[bytes]) -> Found:
+        """List subdirectories, for a Scanner: what fails is raised by `check`."""
+        try:
+            found = self.scans.ask(Ask("scan", mount.id, mount.mount_point, list(keys)), _FOUND)
+        except FanwiseError as error:
+            if not self.closed:
+                self._error = error
+            found = None
+        return found or ([], [(key, 0) for key in keys])
+
+    def check(self) -> None:
+        """Raise what the scan ran into, once."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def drop(self, rows: list[Any]) -> list[Any]:
+        """Leave out what the helpers did."""
+        with self.lock:
+            return [row for row in rows if row.pid not in self.pids]
+
+    def bury(self, dead: tuple[subprocess.Popen[bytes], ...]) -> None:
+        """Reap some of `dead`, when all that was raised before they died is decoded."""
+        for process in dead:
+            process.wait()
+        with self.lock:
+            self.dead = tuple(process for process in self.dead if process not in dead)
+            self.pids -= {process.pid for process in dead}
+
+    def close(self) -> None:
+        """End the processes; idempotent. Whoever waits for an answer is told by ClosedError."""
+        with self.lock:
+            self.closed = True
+        self.looks.close()
+        self.scans.close()
+        self.bury(self.dead)
+        _live.discard(self)
+
+    def forget(self) -> None:
+        """Leave everything to the parent: this is a forked process."""
+        self.lock = threading.Lock()
+        self.closed = True
+        if self.theirs is not None:
+            self.theirs.close()
+        for process in self.dead:
+            process.returncode = 0
+        self.dead = ()
+        self.looks.forget()
+        self.scans.forget()
+
+
+class ChildLookup(Lookup):
+    """A Lookup whose questions a helper answers."""
+
+    def __init__(self, mount: Mount, helpers: Helpers) -> None:
+        super().__init__(mount)
+        self._helper = helpers.looks
+        self._asked = False
+
+    def close(self) -> None:
+        """Have the helper close the mount."""
+        if self._asked:
+            self._asked = False
+            self._helper.rest()
+
+    def _ask(
+        self,
+        what: Any,
+        key: bytes,
+        decoder: "msgspec.msgpack.Decoder[tuple[bytes | None, T]]",
+        name: bytes = b"",
+    ) -> T:
+        self._asked = True
+        question = Ask(what, self.mount.id, self.mount.mount_point, [key], name)
+        return self._helper.ask(question, decoder)
+
+    def locate(self, key: bytes, known: Callable[[bytes], bool]) -> list[Link] | None:
+        """See Lookup. The helper goes all the way up, because it cannot ask what is known."""
+        way = self._ask("locate", key, _WAY)
+        for at, (_, parent, _) in enumerate(way or ()):
+            if way is not None and parent is not None and known(parent):
+                return way[: at + 1]
+        return way
+
+    def key_of(self, directory: bytes, name: bytes) -> bytes | None:
+        """See Lookup."""
+        return self._ask("key_of", directory, _KEY, name)
+
+    def links(self, key: bytes) -> int:
+        """See Lookup."""
+        links = self._ask("links", key, _LINKS)
+        return -1 if links is None else links
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    # Not Popen.kill(), which reaps one that is dead already. It is ours until we wait for it; only
+    # a host that ignores SIGCHLD, or waits for any child, takes it from us.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+
+
+def _after_fork() -> None:
+    for helpers in list(_live):
+        helpers.forget()
+    _live.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
