@@ -446,6 +446,67 @@ def test_an_ordinary_user_is_told_why(tmp_path: Path) -> None:
     assert re.search("CAP_SYS_ADMIN.*;", done.stdout), done.stdout + done.stderr
 
 
+def test_without_the_right_to_open_handles(tmpfs: Path) -> None:
+    code = (
+        "import sys, fanwise\n"
+        "try: fanwise.watch(sys.argv[1]).open()\n"
+        "except fanwise.PermissionNeeded as e: print(e)\n"
+    )
+    drop = ["setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search"]
+    done = subprocess.run(
+        [*drop, sys.executable, "-c", code, str(tmpfs)], capture_output=True, text=True
+    )
+    assert done.stdout.startswith(f"{tmpfs}: "), done.stdout + done.stderr
+    assert "CAP_DAC_READ_SEARCH" in done.stdout
+
+
+def test_a_mounted_file_is_refused(tmpfs: Path) -> None:
+    write(tmpfs / "source")
+    point = write(tmpfs / "point")
+    run("mount", "--bind", str(tmpfs / "source"), str(point))
+    try:
+        with pytest.raises(fanwise.FilesystemRefuses, match="mount point"):
+            fanwise.watch(point).open()
+    finally:
+        run("umount", str(point))
+
+
+def test_a_root_whose_end_was_lost(tmpfs: Path, pure: bool) -> None:
+    (tmpfs / "root").mkdir()
+    with watching(tmpfs / "root", pure=pure) as r:
+        r.watch.pause()
+        (tmpfs / "root").rmdir()
+        r.watch.resume()
+        told = drain(r.watch)
+        assert [c.kinds for c in told] == [("lost",), ("deleted",)]
+        assert told[-1].path == str(tmpfs / "root")
+
+
+def test_a_loss_while_the_mount_is_covered(tmpfs: Path, pure: bool) -> None:
+    (tmpfs / "d").mkdir()
+    with watching(tmpfs, pure=pure, kinds=["created"], queue=64 << 10) as r:
+        scanned(r)
+        inner = os.open(tmpfs, os.O_RDONLY)
+        try:
+            run("mount", "-t", "tmpfs", "over", str(tmpfs))
+            for i in range(3000):
+                os.close(os.open(f"f{i}", os.O_CREAT | os.O_WRONLY, dir_fd=inner))
+            assert r.watch._groups[0].source.drain.sync(20)
+            told: list[fanwise.Change] = []
+            while not any(c.kinds == ("lost",) for c in told):
+                told += r.watch.read(10)
+            os.close(os.open("after", os.O_CREAT | os.O_WRONLY, dir_fd=inner))
+            while not any(c.path == str(tmpfs / "after") for c in told):
+                told += r.watch.read(10)
+            # Marks that were dropped cannot be set again where the path leads elsewhere.
+            r.watch.pause()
+            r.watch.resume()
+            assert drain(r.watch)[-1].kinds == ("unmounted",)
+        finally:
+            os.close(inner)
+            run("umount", str(tmpfs))
+
+
 def test_helpers_are_what_they_say(tmpfs: Path) -> None:
     (tmpfs / "d").mkdir()
     assert on_disk(tmpfs) == {str(tmpfs / "d")}

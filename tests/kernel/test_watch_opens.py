@@ -204,6 +204,13 @@ def test_a_helper_that_starts_is_not_told(
 # -- the processes --
 
 
+def test_an_error_of_a_helper_is_the_hosts(tmpfs: Path, pure: bool) -> None:
+    with watching(tmpfs, kinds=KINDS, pure=pure) as r:
+        with pytest.raises(fanwise.DecodeError, match="a key has"):
+            r.watch._groups[0].resolver.lookup.links(b"no")
+        assert helpers(r).looks.process is not None  # it goes on
+
+
 def test_helpers_hold_nothing_and_leave_nothing(fs: Path, pure: bool) -> None:
     before = children()
     files = os.listdir("/proc/self/fd")
@@ -283,17 +290,34 @@ def test_a_scan_whose_helper_is_killed_goes_on(fs: Path, pure: bool) -> None:
         assert r.watch.directories == 1 + known + extra
 
 
-def test_no_helper_can_be_started(tmpfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("executable", "reason"),
+    [
+        ("/nonexistent", r"does not start.*sys\.executable"),
+        ("/bin/false", "again and again.*false"),
+    ],
+)
+def test_no_helper_can_be_started(
+    tmpfs: Path, monkeypatch: pytest.MonkeyPatch, executable: str, reason: str
+) -> None:
     before = children()
-    monkeypatch.setattr(sys, "executable", "/nonexistent")
-    with pytest.raises(fanwise.FanwiseError, match=r"does not start.*sys\.executable"):
-        fanwise.watch(tmpfs, kinds=KINDS).open()
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with fanwise.watch(tmpfs, kinds=KINDS) as watch:  # the scan is told of by read()
-        with pytest.raises(fanwise.FanwiseError, match=r"again and again.*/bin/false"):
-            watch.read(20)
-        write(tmpfs / "f")  # the watch goes on
-        assert {c.path for c in watch.read(20)} == {str(tmpfs / "f")}
+    (tmpfs / "root").mkdir()
+    tree(tmpfs / "other", 1)
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(fanwise.FanwiseError, match=reason):
+        fanwise.watch(tmpfs / "root", kinds=KINDS).open()
+    monkeypatch.undo()
+    with watching(tmpfs / "root", kinds=KINDS) as r:
+        scanned(r)
+        kill(helpers(r).scans)
+        monkeypatch.setattr(sys, "executable", executable)
+        (tmpfs / "other").rename(tmpfs / "root/d")  # which is to be scanned
+        assert r.watch.read(20)
+        with pytest.raises(fanwise.FanwiseError, match=reason):
+            r.watch.read(20)
+        # The watch goes on: what is below is looked up when something happens there.
+        write(tmpfs / "root/d/d0/e0/f0/file")
+        assert {c.path for c in r.told()} == {str(tmpfs / "root/d/d0/e0/f0/file")}
     assert children() == before
 
 
@@ -355,7 +379,7 @@ def test_a_forked_child_leaves_the_helpers_alone(tmpfs: Path, pure: bool) -> Non
         if not pid:
             status = 1
             try:
-                r.watch.close()
+                r.watch.close()  # it is not its to end them
                 status = 0
             finally:
                 os._exit(status)
@@ -365,3 +389,22 @@ def test_a_forked_child_leaves_the_helpers_alone(tmpfs: Path, pure: bool) -> Non
         (tmpfs / "d1/e1/f1/file").read_text()
         assert {c.path for c in r.told()} == {str(tmpfs / "d1/e1/f1/file")}
         assert looks.poll() is None
+
+
+def test_a_fork_while_helpers_start_holds_nothing_up(tmpfs: Path, pure: bool) -> None:
+    (d,) = tree(tmpfs, 1)
+    for _ in range(10):
+        gate, go = os.pipe()
+        with watching(tmpfs, kinds=KINDS, pure=pure) as r:
+            # The scan has just begun, in a thread: its helper is being started.
+            pid = os.fork()
+            if not pid:
+                os.close(go)
+                os.read(gate, 1)
+                os._exit(0)
+            os.close(gate)
+            scanned(r)
+            (d / "file").read_text()
+            assert {c.path for c in r.told()} == {str(d / "file")}
+        os.close(go)
+        os.waitpid(pid, 0)

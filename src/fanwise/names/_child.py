@@ -6,6 +6,7 @@ when the host closed it or died; between two slices it holds no descriptor of an
 
 import contextlib
 import os
+import pickle
 import signal
 import socket
 import struct
@@ -28,7 +29,7 @@ _LENGTH = struct.Struct("=I")
 
 
 class Ask(msgspec.Struct, array_like=True):
-    """A question about a mount; the answer is (text of an error or None, value)."""
+    """A question about a mount; the answer is (pickled error or None, value)."""
 
     what: Literal["locate", "key_of", "links", "scan", "rest"]
     mount: int = 0  # its id
@@ -74,7 +75,7 @@ def serve(sock: socket.socket, scan_dirs: Callable[..., Any]) -> None:
         try:
             value = _answer(ask, lookup, scan_dirs)
         except (FanwiseError, OSError) as reason:
-            error = os.fsencode(str(reason))
+            error = pickle.dumps(reason)
         send(sock, encode((error, value)))
 
 

@@ -9,15 +9,18 @@ is killed takes nothing of the other along. Questions change nothing: what a pro
 unanswered is asked again of the next.
 
 REFS      Helpers belong to one watch and serve all its groups.
-LOCKING   a Helper's lock covers its socket: one question at a time. `Helpers.lock`, taken inside,
-          covers the pids, and is held while a process starts: `drop` knows the pid of each record.
+LOCKING   a Helper's lock covers its socket: one question at a time. `_lock`, taken inside, covers
+          the pids. It is held while a process starts, so that `drop` knows the pid of each record;
+          and while the host forks: a fork would keep the pipe that Popen waits for, and the other
+          end of the socket, for as long as it lives.
 LIFETIME  exec'ed with one socket, at the first question or at `start`; `close` kills and reaps.
           One that died stays a zombie until what it did is decoded: no other has its pid till then.
-          The end of the socket ends it, and no fork of the host keeps that.
+          The end of the socket ends it.
 """
 
 import contextlib
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -54,6 +57,7 @@ _LINKS = msgspec.msgpack.Decoder(tuple[bytes | None, int | None])
 _FOUND = msgspec.msgpack.Decoder(tuple[bytes | None, Found | None])
 _encode = msgspec.msgpack.Encoder().encode
 
+_lock = threading.RLock()  # a signal handler may fork, too
 _live: "weakref.WeakSet[Helpers]" = weakref.WeakSet()
 
 
@@ -72,7 +76,7 @@ class Helper:
             self._start()
 
     def ask(self, question: Ask, decoder: "msgspec.msgpack.Decoder[tuple[bytes | None, T]]") -> T:
-        """Wait for the answer. Raises FanwiseError: the helper's, or that there is no helper."""
+        """Wait for the answer. Raises what the helper did; FanwiseError when there is none."""
         data = _encode(question)
         with self._lock:
             for _ in range(_TRIES):
@@ -82,7 +86,8 @@ class Helper:
                 if answer is not None:
                     error, value = decoder.decode(answer)
                     if error is not None:
-                        raise FanwiseError(os.fsdecode(error))
+                        raised: Exception = pickle.loads(error)  # by our own code and rights
+                        raise raised
                     return value
         raise FanwiseError(
             "the helper process that looks at the filesystem ends again and again",
@@ -112,14 +117,14 @@ class Helper:
 
     def _start(self) -> None:
         helpers = self._helpers
-        with helpers.lock:
+        with _lock:
             if helpers.closed:
                 raise ClosedError("the watch is closed")
-            ours, helpers.theirs = socket.socketpair()
+            ours, theirs = socket.socketpair()
             try:
                 self.process = subprocess.Popen(
                     helpers.command(),
-                    stdin=helpers.theirs.fileno(),
+                    stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     cwd="/",  # not where the host stands: that may be below a watched mount
@@ -131,12 +136,12 @@ class Helper:
                     "it is sys.executable that is run: see whether it is there and may be run",
                 ) from error
             finally:
-                helpers.theirs.close()
+                theirs.close()
             helpers.pids.add(self.process.pid)
-        self._sock = ours
+            self._sock = ours
 
     def _drop(self) -> None:
-        with self._helpers.lock:
+        with _lock:
             if self._sock is not None:
                 self._sock.close()
                 self._sock = None
@@ -147,7 +152,7 @@ class Helper:
 
     def close(self) -> None:
         """Kill and reap it; a thread that waits for its answer gets ClosedError."""
-        with self._helpers.lock:
+        with _lock:
             if self.process is not None:
                 _kill(self.process)
         with self._lock:
@@ -169,13 +174,11 @@ class Helpers:
 
     def __init__(self, implementation: str) -> None:
         self._implementation = implementation
-        self.lock = threading.Lock()
         self.closed = False
         self.pids: set[int] = set()
         self.dead: tuple[subprocess.Popen[bytes], ...] = ()
-        self.theirs: socket.socket | None = None  # a helper's end, while it starts
         self.looks, self.scans = Helper(self), Helper(self)
-        self._error: FanwiseError | None = None  # of the scan, to be raised where it is heard
+        self._error: Exception | None = None  # of the scan, to be raised where it is heard
         _live.add(self)
 
     def start(self) -> None:
@@ -201,7 +204,7 @@ class Helpers:
         """List subdirectories, for a Scanner: what fails is raised by `check`."""
         try:
             found = self.scans.ask(Ask("scan", mount.id, mount.mount_point, list(keys)), _FOUND)
-        except FanwiseError as error:
+        except (FanwiseError, OSError) as error:
             if not self.closed:
                 self._error = error
             found = None
@@ -215,20 +218,20 @@ class Helpers:
 
     def drop(self, rows: list[Any]) -> list[Any]:
         """Leave out what the helpers did."""
-        with self.lock:
+        with _lock:
             return [row for row in rows if row.pid not in self.pids]
 
     def bury(self, dead: tuple[subprocess.Popen[bytes], ...]) -> None:
         """Reap some of `dead`, when all that was raised before they died is decoded."""
         for process in dead:
             process.wait()
-        with self.lock:
+        with _lock:
             self.dead = tuple(process for process in self.dead if process not in dead)
             self.pids -= {process.pid for process in dead}
 
     def close(self) -> None:
         """End the processes; idempotent. Whoever waits for an answer is told by ClosedError."""
-        with self.lock:
+        with _lock:
             self.closed = True
         self.looks.close()
         self.scans.close()
@@ -237,10 +240,7 @@ class Helpers:
 
     def forget(self) -> None:
         """Leave everything to the parent: this is a forked process."""
-        self.lock = threading.Lock()
         self.closed = True
-        if self.theirs is not None:
-            self.theirs.close()
         for process in self.dead:
             process.returncode = 0
         self.dead = ()
@@ -299,9 +299,10 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _after_fork() -> None:
+    _lock.release()
     for helpers in list(_live):
         helpers.forget()
     _live.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_after_fork)

@@ -22,12 +22,13 @@ from .lookup import Link, Lookup
 class Root:
     """A watched path: a directory, or a name in a directory. ``path`` follows its moves."""
 
-    __slots__ = ("file", "key", "path")
+    __slots__ = ("file", "key", "path", "way")
 
     def __init__(self, path: str, key: bytes, file: bytes | None) -> None:
         self.path = path
         self.key = key  # of the directory, or of the one that holds the name
         self.file = file
+        self.way: list[Link] | None = None  # up to where the mount ends, as last seen
 
     @classmethod
     def open(cls, path: str) -> "Root":
@@ -54,29 +55,41 @@ class Directories:
         self.roots = roots
         self.lookup = lookup
         self.globs = Globs(exclude, [root.path for root in roots])
+        self._top = b""  # the key of the mount's root
         # What was learnt by looking: key -> (parent key, name), as of the look.
         self.observed: dict[bytes, tuple[bytes | None, bytes]] = {}
         self.unscanned: list[int] = []  # indexes whose subdirectories are wanted
         self.dead: set[bytes] | None = None  # removed while a scan runs; None: no scan
 
-    def reset(self) -> None:
-        """Forget every directory and find the roots anew. Raises NotWatchable, OSError."""
+    def reset(self) -> list[Root]:
+        """Forget every directory and find the roots anew; those that are gone.
+
+        Raises OSError the first time: the mount cannot be reached. Later the roots are put where
+        they were last seen when it cannot: it may be covered for a while.
+        """
         tree = self.tree
         tree.clear()
         self.observed.clear()
         self.unscanned.clear()
-        top, _ = name_to_handle(self.mount.mount_point)
-        tree.put(top, -1, self.mount.mount_point, flags.TOP)
+        if not self._top:
+            self._top, _ = name_to_handle(self.mount.mount_point)
+        tree.put(self._top, -1, self.mount.mount_point, flags.TOP)
+        gone = []
         for root in list(self.roots):
             way = self.lookup.locate_at(
                 root.path if root.file is None else os.path.dirname(root.path),
                 root.key,
                 lambda key: tree.find(key) >= 0,
             )
+            if way is None and self.lookup.links(self._top) < 0:
+                way = root.way
             if way is None:
-                continue  # gone: the stream tells
+                gone.append(root)
+                continue
+            root.way = way
             self.put_way(way)
             self.mark_root(root)
+        return gone
 
     def put_way(self, way: list[Link]) -> None:
         """Put a way up whose end is known, as it is now."""

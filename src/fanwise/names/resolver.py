@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from os import fsdecode
 from typing import Any, NamedTuple
 
+from fanwise._errors import NoSuchRoot, PermissionNeeded
 from fanwise.kernel import _pure_tree as flags
 from fanwise.kernel._pure_decode import (
     ATTRIB,
@@ -99,7 +100,13 @@ class Resolver:
     def start(self) -> None:
         """Find the roots and begin the scan. Call it when the mark is set."""
         with self.lookup:
-            self.dirs.reset()
+            for root in self.dirs.roots:
+                try:
+                    self.lookup.links(root.key)
+                except PermissionNeeded as error:  # now, and not at the first change
+                    raise PermissionNeeded(root.path, error.reason, error.remedy) from error
+            for root in self.dirs.reset():
+                raise NoSuchRoot(root.path, "it was removed while the watch began")
         self.dirs.dead = set()
         self._scan_more()
 
@@ -325,7 +332,17 @@ class Resolver:
         self.verifier.reset()
         self.scanned = False
         self.stale = True
-        self.dirs.reset()
+        self._currents.clear()
+        for root in self.dirs.reset():
+            # Its end was among what was lost.
+            self.dirs.roots.remove(root)
+            if self.settings.want & DELETE:
+                rows.append(
+                    self.settings.make(
+                        ("deleted",), root.path, None, root.file is None, 0, None, time.time(),
+                        "current",
+                    )
+                )  # fmt: skip
         self.dirs.dead = set()
         self._mark_top(flags.CURRENT, 0)
 
@@ -640,8 +657,9 @@ class Resolver:
                     self.tell(rows, record, DELETE, old[1], None, old[2])
                 return
         # Only the last name is known; it stands without a slash.
-        self.tell(rows, record, mask & ~ATTRIB if name is None else mask,
-                  fsdecode(name2 or name or b""), None, "unknown")  # fmt: skip
+        bits = mask & ~ATTRIB if name is None else mask
+        last = name2 or name or b""
+        self.tell(rows, record, bits, fsdecode(last if last != b"." else b""), None, "unknown")
 
     # -- exclusions of files --
 

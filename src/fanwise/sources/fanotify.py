@@ -68,7 +68,7 @@ class FanotifySource:
         self.fd = init(_INIT, path=self.path)
         _live.add(self)
         try:
-            self._mark(FAN_MARK_ADD)
+            mark(self.fd, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, self.mask, path=self.path)
             self._drain = self._parts.Drain(self.fd, self._ring)
             self._drain.start()
         except BaseException:
@@ -76,9 +76,6 @@ class FanotifySource:
             self._release()
             raise
         SOURCE.advance(self, "mark")
-
-    def _mark(self, how: int) -> None:
-        mark(self.fd, how | FAN_MARK_FILESYSTEM, self.mask, path=self.path)
 
     @property
     def drain(self) -> Any:
@@ -90,9 +87,12 @@ class FanotifySource:
         SOURCE.advance(self, "pause")
         mark(self.fd, FAN_MARK_FLUSH | FAN_MARK_FILESYSTEM, 0, path=self.path)
 
-    def resume(self) -> None:
-        """Set the mark anew. The caller tells that changes were lost. Raises NotWatchable."""
-        self._mark(FAN_MARK_ADD)
+    def resume(self, fd: int) -> None:
+        """Set the mark anew, by any descriptor on the filesystem: the path may lead elsewhere now.
+
+        The caller tells that changes were lost. Raises NotWatchable.
+        """
+        mark(self.fd, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, self.mask, fd)
         SOURCE.advance(self, "resume")
 
     def stop(self) -> None:

@@ -5,15 +5,17 @@ REFS      owns the source (kernel group, drain), the scanner, and the resolver w
 LIFETIME  open() marks, then finds the roots, then scans: nothing between is missed.
 """
 
+import os
 import select
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from fanwise._errors import NotWatchable
 from fanwise.kernel.mounts import Mount
 from fanwise.kernel.native import Parts
 from fanwise.names.child import ChildLookup, Helpers
 from fanwise.names.directories import Directories, Root
-from fanwise.names.lookup import Lookup
+from fanwise.names.lookup import Lookup, open_mount
 from fanwise.names.resolver import Resolver, Settings
 from fanwise.names.scan import Scanner, scan_mount
 from fanwise.sources.fanotify import FanotifySource
@@ -133,6 +135,19 @@ class Group:
     def sync(self) -> bool:
         """Take all that was raised before this call; False when that cannot be said."""
         return self.resolver.intake.sync()
+
+    def resume(self) -> None:
+        """Mark again and tell that changes were lost; or say goodbye where there is no way back."""
+        try:
+            fd = open_mount(self.mount)
+        except NotWatchable:
+            self.unmounted()
+            return
+        try:
+            self.source.resume(fd)
+        finally:
+            os.close(fd)
+        self.resolver.intake.push_stop()
 
     def unmounted(self) -> None:
         """Say goodbye once everything read before is delivered."""

@@ -16,7 +16,14 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import NamedTuple
 
-from fanwise._errors import BusyError, ClosedError, FanwiseError, NoSuchRoot, PermissionNeeded
+from fanwise._errors import (
+    BusyError,
+    ClosedError,
+    FanwiseError,
+    FilesystemRefuses,
+    NoSuchRoot,
+    PermissionNeeded,
+)
 from fanwise.kernel.mounts import Mount, mount_of, mounts, open_mountinfo
 from fanwise.kernel.native import parts
 from fanwise.names.child import Helpers
@@ -178,6 +185,12 @@ class Watch:
         for given in self._given:
             path = real_path(given)
             mount = mount_of(path)
+            if os.fsencode(path) == mount.mount_point and not os.path.isdir(path):
+                raise FilesystemRefuses(
+                    path,
+                    "a file that is itself a mount point has no name on its filesystem to follow",
+                    "watch the file, or its directory, where it was mounted from",
+                )
             _, paths = found.setdefault((mount.dev, mount.id), (mount, []))
             if path not in paths:
                 paths.append(path)
@@ -348,10 +361,7 @@ class Watch:
         """Mark again after `pause` and tell ``lost`` with source ``"stopped"``."""
         for group in self._groups:
             if group.source.state == "PAUSED":
-                # The root itself may have been moved since, and is followed.
-                group.source.path = os.fsdecode(group.mount.mount_point)
-                group.source.resume()
-                group.resolver.intake.push_stop()
+                group.resume()
         self._wake()
 
     # -- looking --
