@@ -316,6 +316,7 @@ def test_no_helper_can_be_started(
         with pytest.raises(fanwise.FanwiseError, match=reason):
             r.watch.read(20)
         # The watch goes on: what is below is looked up when something happens there.
+        monkeypatch.undo()
         write(tmpfs / "root/d/d0/e0/f0/file")
         assert {c.path for c in r.told()} == {str(tmpfs / "root/d/d0/e0/f0/file")}
     assert children() == before

@@ -28,13 +28,14 @@ class Signals:
     """
 
     def __init__(self, suspend: Callable[[], None]) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.fd = -1
         self.lock = threading.Lock()
         self.stop = self.resumed = False
         self._suspend = suspend
 
     def start(self) -> None:
-        """Block the signals and start the thread; from the main thread."""
+        """Block the signals, open ``fd`` and start the thread; from the main thread."""
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
         for signum in _ALL:
             signal.signal(signum, signal.SIG_DFL)

@@ -16,7 +16,7 @@ from fanwise.kernel.handles import name_to_handle
 from fanwise.kernel.mounts import Mount
 
 from .globs import Globs
-from .lookup import Link, Lookup
+from .lookup import CannotLook, Link, Lookup
 
 
 class Root:
@@ -54,7 +54,8 @@ class Directories:
         self.mount = mount
         self.roots = roots
         self.lookup = lookup
-        self.globs = Globs(exclude, [root.path for root in roots])
+        self._exclude = tuple(exclude)
+        self.globs = Globs(self._exclude, [root.path for root in roots])
         self._top = b""  # the key of the mount's root
         # What was learnt by looking: key -> (parent key, name), as of the look.
         self.observed: dict[bytes, tuple[bytes | None, bytes]] = {}
@@ -64,8 +65,8 @@ class Directories:
     def reset(self) -> list[Root]:
         """Forget every directory and find the roots anew; those that are gone.
 
-        Raises OSError the first time: the mount cannot be reached. Later the roots are put where
-        they were last seen when it cannot: it may be covered for a while.
+        Raises OSError and CannotLook the first time: the mount cannot be reached. Later the roots
+        are put where they were last seen when it cannot: it may be covered for a while.
         """
         tree = self.tree
         tree.clear()
@@ -76,12 +77,15 @@ class Directories:
         tree.put(self._top, -1, self.mount.mount_point, flags.TOP)
         gone = []
         for root in list(self.roots):
-            way = self.lookup.locate_at(
-                root.path if root.file is None else os.path.dirname(root.path),
-                root.key,
-                lambda key: tree.find(key) >= 0,
-            )
-            if way is None and self.lookup.links(self._top) < 0:
+            try:
+                way = self.lookup.locate_at(
+                    root.path if root.file is None else os.path.dirname(root.path),
+                    root.key,
+                    lambda key: tree.find(key) >= 0,
+                )
+            except (CannotLook, OSError):
+                if root.way is None:
+                    raise
                 way = root.way
             if way is None:
                 gone.append(root)
@@ -124,11 +128,21 @@ class Directories:
         hit = bool(path) and self.globs.match(os.fsdecode(path))
         if hit != bool(now & flags.EXCLUDED):
             self.tree.flag(at, flags.EXCLUDED if hit else 0, 0 if hit else flags.EXCLUDED)
+            if not hit:
+                self.want_scan(at)
 
-    def judge_all(self) -> None:
-        """Judge every directory anew: one moved, and a glob names paths."""
-        for at in self.tree.ids():
-            self.judge(at)
+    def moved(self, at: int, root: bool) -> None:
+        """Judge anew what is below a directory that moved, where a glob names paths.
+
+        With ``root``, it is a root or something above one: such globs begin at the roots.
+        """
+        if not self.globs.anchored:
+            return
+        if root:
+            self.globs = Globs(self._exclude, [r.path for r in self.roots])
+        if root or self.tree.info(at)[4]:
+            for each in self.tree.ids():
+                self.judge(each)
 
     def inside(self, at: int) -> bool:
         """Say whether what happens in a directory is told."""
@@ -168,9 +182,9 @@ class Directories:
                 at = place[0]
         return out
 
-    def look(self, keys: Iterable[bytes]) -> set[bytes]:
-        """Open directories and note the way up from each; those that are gone."""
-        gone = set()
+    def look(self, keys: Iterable[bytes]) -> bool:
+        """Open directories and note the way up from each; whether every look could be taken."""
+        complete = True
 
         def known(key: bytes) -> bool:
             return key in self.observed or self.tree.find(key) >= 0
@@ -178,12 +192,14 @@ class Directories:
         for key in keys:
             if key in self.observed:
                 continue
-            way = self.lookup.locate(key, known)
-            if way is None:
-                gone.add(key)
+            try:
+                way = self.lookup.locate(key, known)
+            except CannotLook:
+                complete = False
+                continue
             for child, parent, name in way or ():
                 self.observed[child] = parent, name
-        return gone
+        return complete
 
     def _place_of(self, key: bytes, firsts: dict[bytes, Any]) -> tuple[bytes | None, bytes] | None:
         record = firsts.get(key)

@@ -6,6 +6,7 @@ when it is first asked and closes it when its ``with`` block ends, which is one 
 Linux reference: open_by_handle_at(2), name_to_handle_at(2). The mount descriptor cannot be O_PATH.
 """
 
+import errno
 import os
 from collections.abc import Callable
 from types import TracebackType
@@ -40,6 +41,19 @@ def open_mount(mount: Mount) -> int:
     raise NotWatchable(mount.mount_point, "another mount covers it")
 
 
+class CannotLook(FanwiseError):
+    """No look could be taken, which says nothing about the disk: it is not "gone"."""
+
+
+# What these say of an object or a name is that it is not there.
+_ABSENT = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
+
+
+def _unless_absent(error: OSError) -> None:
+    if error.errno not in _ABSENT:
+        raise CannotLook(f"a look at the filesystem failed: {error.strerror}") from error
+
+
 class Lookup:
     """Answers about one mount; ``with`` it, or ``close()`` it when the slice ends."""
 
@@ -65,21 +79,23 @@ class Lookup:
             self._fd = -1
 
     def _open(self, key: bytes, flags: int = _PATH) -> int:
-        # -1: the object is gone, or the mount is.
+        # -1: the object is gone.
         if self._fd < 0:
             try:
                 self._fd = open_mount(self.mount)
-            except NotWatchable:
-                return -1
+            except NotWatchable as error:
+                raise CannotLook(str(error)) from error
         try:
             return open_by_handle(self._fd, key, flags)
-        except OSError:
+        except OSError as error:
+            _unless_absent(error)
             return -1
 
     def locate(self, key: bytes, known: Callable[[bytes], bool]) -> list[Link] | None:
         """Give the way from a directory up to the first known one, or to where the mount ends.
 
         None when the directory is gone. Each step of the way was true during the call.
+        Raises CannotLook, as all of these questions do.
         """
         fd = self._open(key, _PATH | os.O_DIRECTORY)
         return None if fd < 0 else self._way(fd, key, known, 16)
@@ -112,7 +128,11 @@ class Lookup:
             # tree that keeps moving each name is looked for in its parent.
             for attempt in range(attempts):
                 before = _fd_path(fd) if attempt < 4 else None
-                way = self._climb(fd, key, before, known)
+                try:
+                    way = self._climb(fd, key, before, known)
+                except OSError as error:
+                    _unless_absent(error)
+                    way = None
                 if not os.fstat(fd).st_nlink:
                     return None
                 if way is not None and (before is None or before == _fd_path(fd)):
@@ -163,8 +183,11 @@ class Lookup:
             return None
         try:
             return name_to_handle(name, fd)[0]
-        except OSError:
+        except OSError as error:
+            _unless_absent(error)
             return None
+        except NotWatchable as error:  # what is mounted there has no handles
+            raise CannotLook(str(error)) from error
         finally:
             os.close(fd)
 

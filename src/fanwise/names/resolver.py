@@ -8,6 +8,8 @@ it names is placed (directories.py); after it, what its merges left open is veri
 REFS: owned by one group of a watch. LOCKING: none, one consumer. LIFETIME: until the group closes.
 """
 
+import contextlib
+import errno
 import time
 from collections.abc import Callable, Sequence
 from os import fsdecode
@@ -37,12 +39,14 @@ from fanwise.kernel._pure_decode import (
     Record,
     kind_index,
 )
+from fanwise.kernel.fanotify import FAN_CLOSE_WRITE
 from fanwise.kernel.handles import identity
 from fanwise.kernel.mounts import Mount
 from fanwise.kernel.native import Parts
 
-from .directories import Directories
+from .directories import Directories, Root
 from .intake import Intake
+from .lookup import CannotLook
 from .scan import Scanner
 from .verify import Verifier
 
@@ -83,7 +87,9 @@ class Resolver:
         self._gone_limit = 4096
         device = f"{self._dev[0]}:{self._dev[1]}"
         make, kinds, want, pids = settings
-        self.decoder = parts.Decoder(self.tree, make, kinds, want, device, pids, self.gone)
+        # A rename may lead out of an excluded name or into one, which _filter tells otherwise.
+        self._want = want | (RENAME if directories.globs else 0)
+        self.decoder = parts.Decoder(self.tree, make, kinds, self._want, device, pids, self.gone)
         ahead = parts.Decoder(self.tree, make, kinds, want, device, pids, {})
         self.intake = Intake(take, sync, ahead)
         self.verifier = Verifier(self)
@@ -94,6 +100,14 @@ class Resolver:
         self._unlinked_tmp: dict[bytes, tuple[bytes, bytes] | None] = {}
         self.scanned = False
         self.stale = False  # a loss was told and the tree is not whole again
+        # Directories that could not be scanned, and how often: those that wait, those tried again.
+        self._unread: dict[bytes, int] = {}
+        self._retried: dict[bytes, int] = {}
+        self._retry_at = 0.0
+        # Places onto which directories were renamed, in this window and the one before.
+        self._onto: set[tuple[int, bytes]] = set()
+        self._onto_before: set[tuple[int, bytes]] = set()
+        self._final: list[Any] = []  # changes of this slice that no glob hides
 
     # -- intake --
 
@@ -164,8 +178,7 @@ class Resolver:
         for at in self.tree.ids():
             if self.tree.info(at)[2] & flags.TOP:
                 self.tree.move(at, -1, mount.mount_point)
-        now = (ONDIR | RENAME, 0, time.time(), None, None, None, None, None, None)
-        self._follow_roots(now, rows, told=False)
+        self._follow_roots(rows)
 
     def tell_roots(self, rows: list[Any], kind: str) -> None:
         """Tell something of every root: what became of its mount."""
@@ -233,9 +246,10 @@ class Resolver:
             self.gone.setdefault(key, set()).add(directory + name)
         if len(self.gone) > self._gone_limit:
             # Other hard links keep an object without any file being open: those are forgotten.
-            for key in list(self.gone):
-                if self.lookup.links(key) != 0:
-                    del self.gone[key]
+            with contextlib.suppress(CannotLook):
+                for key in list(self.gone):
+                    if self.lookup.links(key) != 0:
+                        del self.gone[key]
             self._gone_limit = max(4096, 2 * len(self.gone))
 
     def _end(self, rows: list[Any]) -> None:
@@ -248,6 +262,7 @@ class Resolver:
         self._currents.clear()
         if self._drained:
             self.tree.sweep()
+            self._onto_before, self._onto = self._onto, set()
         self._open = False
         self._scan_more()
 
@@ -273,9 +288,17 @@ class Resolver:
         if not found and not unknown:
             return
         scanned: list[tuple[bytes, int]] = []
-        for children, _ in found:
+        for children, failed in found:
+            for key, code in failed:
+                if code not in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR):
+                    tries = self._retried.get(key, 0) + 1
+                    if tries < 4:  # what cannot be read at all is learnt by its changes
+                        self._unread[key] = tries
             for key, parent, name, leaf in children:
-                if self.tree.find(key) < 0 and not (dirs.dead and key in dirs.dead):
+                at = self.tree.find(key)
+                if at >= 0:
+                    self._join(at, parent, name)
+                elif not (dirs.dead and key in dirs.dead):
                     dirs.observed[key] = parent, name
                     # What appears in a leaf from now on is in the stream.
                     scanned.append((key, flags.SCANNED if leaf else 0))
@@ -286,7 +309,7 @@ class Resolver:
             if not missing:
                 break
             asked |= missing
-            dirs.look(missing)
+            complete = dirs.look(missing) and complete
             complete = self.intake.sync() and complete
             firsts = self.firsts()
         for key, extra in scanned:
@@ -297,20 +320,50 @@ class Resolver:
                 self.mark_current(at)
         dirs.placed()
 
+    def _join(self, at: int, parent: bytes, name: bytes) -> None:
+        # The scan found a directory that is known. It may have been outside of what the mount
+        # shows, with no way up, and have come in with a directory above it.
+        above, _, now, key, _ = self.tree.info(at)
+        if above < 0 and not now & flags.TOP and self.tree.find(parent) >= 0:
+            self.dirs.put(key, self.tree.find(parent), name)
+        self.dirs.want_scan(at)
+
     def _scan_more(self) -> None:
         # What there is to scan; called whenever no window is open.
+        if self._unread and time.monotonic() >= self._retry_at:
+            self._retry_at = time.monotonic() + 1
+            self._retried, self._unread = self._unread, {}
+            self.scanner.give(list(self._retried))
         room = _SCAN_AHEAD - self.scanner.busy
         if self.dirs.unscanned and room > 0:
             self.scanner.give(self.dirs.scan_keys(room))
-        if not self.dirs.unscanned and not self.scanner.busy:
+        if not (self.dirs.unscanned or self.scanner.busy or self._unread):
             self.dirs.dead = None
             if self.stale:
                 self.stale = False
                 self._mark_top(0, flags.CURRENT)
             self.scanned = True
         self._quiet = not (
-            self.dirs.unscanned or self.scanner.busy or self.verifier.carries or self._unlinked_tmp
+            self.dirs.unscanned
+            or self.scanner.busy
+            or self._unread
+            or self.verifier.carries
+            or self._unlinked_tmp
         )
+
+    def _say(self, rows: list[Any], *fields: Any) -> None:
+        # Told whatever is asked for or excluded: of the watch and its roots.
+        row = self.settings.make(*fields)
+        rows.append(row)
+        if self.dirs.globs:
+            self._final.append(row)
+
+    def _end_root(self, rows: list[Any], root: Root, source: str = "exact", pid: int = 0) -> None:
+        # A final change, so that no stream ends without a word.
+        self.dirs.roots.remove(root)
+        who = identity(self._dev, root.key) if root.file is None else None
+        is_dir = root.file is None
+        self._say(rows, ("deleted",), root.path, None, is_dir, pid, who, time.time(), source)
 
     def _mark_top(self, add: int, clear: int) -> None:
         for at in self.tree.ids():
@@ -320,12 +373,9 @@ class Resolver:
     def _loss(self, rows: list[Any], count: int | None, source: str) -> None:
         """Tell a loss, drop the model, and scan anew behind the mark."""
         roots = tuple(root.path for root in self.dirs.roots)
-        rows.append(
-            self.settings.make(
-                ("lost",), roots[0] if roots else "", None, True, 0, None, time.time(), "current",
-                None, False, None, False, roots, count, source,
-            )
-        )  # fmt: skip
+        path = roots[0] if roots else ""
+        common = None, True, 0, None, time.time(), "current", None, False, None, False
+        self._say(rows, ("lost",), path, *common, roots, count, source)
         self.scanner.reset()
         self.gone.clear()
         self._unlinked_tmp.clear()
@@ -333,16 +383,11 @@ class Resolver:
         self.scanned = False
         self.stale = True
         self._currents.clear()
+        self._unread.clear()
+        self._onto.clear()
         for root in self.dirs.reset():
-            # Its end was among what was lost.
-            self.dirs.roots.remove(root)
-            if self.settings.want & DELETE:
-                rows.append(
-                    self.settings.make(
-                        ("deleted",), root.path, None, root.file is None, 0, None, time.time(),
-                        "current",
-                    )
-                )  # fmt: skip
+            self._end_root(rows, root, "current")  # its end was among what was lost
+        self._follow_roots(rows)
         self.dirs.dead = set()
         self._mark_top(flags.CURRENT, 0)
 
@@ -388,7 +433,7 @@ class Resolver:
     ) -> None:
         """Append one change, unless its kinds or its process are not wanted."""
         mask, pid, when = record[:3]
-        bits &= self.settings.want
+        bits &= self._want
         if not bits or pid in self.settings.pids:
             return
         if bits & _BOTH != _BOTH:
@@ -457,10 +502,12 @@ class Resolver:
             self.dirs.dead.add(key)
         if at < 0:
             return
+        told = told and bool(self.settings.want & DELETE) and record[1] not in self.settings.pids
         for root in [r for r in self.dirs.roots if r.key == key]:
-            if not told or root.file is not None:
-                self.tell(rows, record, DELETE, root.path, None, "exact", key=key)
-            self.dirs.roots.remove(root)
+            if told and root.file is None:
+                self.dirs.roots.remove(root)
+            else:
+                self._end_root(rows, root, pid=record[1])
         self.tree.drop(at)
 
     def _move(self, record: Record, rows: list[Any]) -> None:
@@ -482,8 +529,8 @@ class Resolver:
             at = self.tree.find(after[3])
             if after[3] != target and at >= 0 and self.tree.info(at)[:2] == (parent, name2):
                 victim = after[3]
-        self.dirs.put(target, parent, name2)
-        at = self.tree.find(target)
+        self._onto.add((parent, name2))
+        at = self.dirs.put(target, parent, name2)
         own = any(r.key == target for r in self.dirs.roots)
         if old is not None and old[0] and new[0]:
             source = "current" if "current" in (old[2], new[2]) else "exact"
@@ -494,25 +541,38 @@ class Resolver:
             self.tell(rows, record, DELETE, old[1], None, old[2])
         if victim is not None:
             self._drop(victim, record, rows)
-        if self.dirs.globs.anchored:
-            self.dirs.judge_all()
+        both = old is not None and old[0] and new[0] and bool(self.settings.want & RENAME)
+        told = target if both and record[1] not in self.settings.pids else None
+        moved = self._follow_roots(rows, record[1], record[2], told)
+        self.dirs.moved(at, moved)
         self.dirs.want_scan(at)
-        self._follow_roots(record, rows, told=old is not None and old[0] and new[0])
 
-    def _follow_roots(self, record: Record, rows: list[Any], told: bool) -> None:
-        for root in self.dirs.roots:
+    def _follow_roots(
+        self, rows: list[Any], pid: int = 0, when: float = 0.0, told: bytes | None = None
+    ) -> bool:
+        # Roots whose paths changed, or that left what the mount shows; whether there were any.
+        # ``told`` is the key of the one that was told already.
+        moved = False
+        for root in list(self.dirs.roots):
             at = self.tree.find(root.key)
             if at < 0:
                 continue
             _, path = self.tree.resolve(at)
+            if not path and not self.tree.info(at)[2] & flags.TOP:
+                self._end_root(rows, root, pid=pid)
+                continue
             text = fsdecode(path) or "/"
             if root.file is not None:
                 text = text.rstrip("/") + "/" + fsdecode(root.file)
-            if text == root.path or not path:
+            if text == root.path:
                 continue
-            if not (told and root.key == record[7]):
-                self.tell(rows, record, RENAME, text, root.path, "exact", key=root.key)
+            moved = True
+            if root.key != told or root.file is not None:
+                who = identity(self._dev, root.key) if root.file is None else None
+                is_dir, at_time = root.file is None, when or time.time()
+                self._say(rows, ("renamed",), text, root.path, is_dir, pid, who, at_time, "exact")
             root.path = text
+        return moved
 
     def _itself(self, record: Record, rows: list[Any]) -> None:
         mask, _, _, directory, _, _, _, _, _ = record
@@ -521,7 +581,8 @@ class Resolver:
             return
         scope, path = self.tree.resolve(at)
         bits = mask & ~(DELETE_SELF | ONDIR)
-        if mask & (ATTRIB | DELETE_SELF) and self._displaced(directory):
+        gone = bool(mask & DELETE_SELF)
+        if mask & (ATTRIB | DELETE_SELF) and self._displaced(directory, at, gone):
             # A rename put another directory in its place: only its link count changed.
             bits &= ~ATTRIB
             self._drop(directory, record, rows)
@@ -529,17 +590,29 @@ class Resolver:
             source = "current" if scope & flags.IN_CURRENT else "exact"
             self.tell(rows, record, bits, fsdecode(path) or "/", None, source, key=directory)
 
-    def _displaced(self, directory: bytes) -> bool:
+    def _displaced(self, directory: bytes, at: int, gone: bool) -> bool:
         # Gone, and no DELETE names it, here or in what is still unread.
-        if self.decoder.notes(directory)[0] & N_DELETE or self.lookup.links(directory) > 0:
+        place = self.tree.info(at)[:2]
+        if not gone and place not in self._onto and place not in self._onto_before:
+            return False
+        if self.decoder.notes(directory)[0] & N_DELETE:
+            return False
+        try:
+            if self.lookup.links(directory) > 0:
+                return False
+        except CannotLook:
             return False
         self.intake.sync()
         return not any(record[0] & DELETE for record in self.intake.names({directory}))
 
     def _rename_file(self, record: Record, rows: list[Any], replaced: bytes | None) -> None:
-        _, _, _, directory, name, directory2, name2, _, _ = record
+        _, _, _, directory, name, directory2, name2, target, _ = record
         assert name is not None
+        assert directory2 is not None
         assert name2 is not None
+        if replaced is not None and not self.decoder.notes(replaced)[0] & N_GONE:
+            self.gone.setdefault(replaced, set()).add(directory2 + name2)
+        self._name_back(target, directory2, name2)
         old, new = self.where(directory, name), self.where(directory2, name2)
         if new is not None and new[0]:
             if old is not None and old[0]:
@@ -550,13 +623,16 @@ class Resolver:
         elif old is not None and old[0]:
             self.tell(rows, record, DELETE, old[1], None, old[2])
 
+    def _name_back(self, key: bytes | None, directory: bytes, name: bytes) -> None:
+        # The name leads to the object again: what is done through it is not "unlinked".
+        names = self.gone.get(key or b"")
+        if names is not None:
+            names.discard(directory + name)
+            if not names and key is not None:
+                del self.gone[key]
+
     def _replaced(self, record: Record, rows: list[Any]) -> None:
-        victim = self._sure_victim(record)
-        if victim is not None and not self.decoder.notes(victim)[0] & N_GONE:
-            assert record[5] is not None
-            assert record[6] is not None
-            self.gone.setdefault(victim, set()).add(record[5] + record[6])
-        self._rename_file(record, rows, victim)
+        self._rename_file(record, rows, self._sure_victim(record))
 
     def _sure_victim(self, record: Record) -> bytes | None:
         # The candidate's link count fell right after the rename. It is the victim unless this
@@ -578,9 +654,12 @@ class Resolver:
         place = self.where(directory, name or b"")
         if place is None or not place[0] or directory is None or name is None or target is None:
             return
-        exists = self.lookup.key_of(directory, name) == target
-        self.verifier.told_both(target, directory, name, exists)
-        if not exists:
+        try:
+            exists: bool | None = self.lookup.key_of(directory, name) == target
+        except CannotLook:
+            exists = None
+        self.verifier.told_both(target, directory, name, bool(exists))
+        if exists is False:
             self.gone.setdefault(target, set()).add(directory + name)
         self.tell(rows, record, mask, place[1], None, place[2], exists=exists)
 
@@ -591,7 +670,11 @@ class Resolver:
         if place is None or directory is None or name is None or target is None:
             return
         if target not in self._unlinked_tmp:
-            if self.lookup.key_of(directory, name) == target or self._named(target):
+            try:
+                real = self.lookup.key_of(directory, name) == target
+            except CannotLook:
+                real = True  # better a name too many than a change too few
+            if real or self._named(target):
                 self.tell(rows, record, mask, place[1], None, place[2])
                 return
             link = None
@@ -600,11 +683,11 @@ class Resolver:
                     link = other[3], other[4]
             self._unlinked_tmp[target] = link
         link = self._unlinked_tmp[target]
-        if link is None:
-            return
-        linked = self.where(*link)
+        linked = self.where(*link) if link is not None else None
         if linked is not None and linked[0]:
             self.tell(rows, record, mask, linked[1], None, linked[2])
+        if mask & FAN_CLOSE_WRITE:  # only what is open is remembered
+            del self._unlinked_tmp[target]
 
     def _named(self, target: bytes) -> bool:
         # Deleted or renamed since, but named "#123" in this window: a real file then.
@@ -632,8 +715,8 @@ class Resolver:
             if mask & DELETE and target and directory and name:
                 if not self.decoder.notes(target)[0] & N_GONE:
                     self.gone.setdefault(target, set()).add(directory + name)
-            elif mask & CREATE and target:
-                self.gone.pop(target, None)
+            elif mask & CREATE and directory and name:
+                self._name_back(target, directory, name)
             unlinked = (
                 not mask & NAMED
                 and target in self.gone
@@ -667,21 +750,29 @@ class Resolver:
         globs = self.dirs.globs
         if not globs or not rows:
             return rows
+        final = {id(row) for row in self._final}
+        self._final.clear()
+        roots = {root.path for root in self.dirs.roots}
+        want = self.settings.want
         out = []
         for row in rows:
-            new = globs.match(row.path)
-            old = row.old_path is not None and globs.match(row.old_path)
-            if row.old_path is None or new == old:
-                if not new:
+            path, old_path = row.path, row.old_path
+            if id(row) in final:
+                out.append(row)
+                continue
+            new = path not in roots and globs.match(path)
+            old = old_path is not None and globs.match(old_path)
+            if old_path is None or new == old:
+                if not new and ("renamed" not in row.kinds or want & RENAME):
                     out.append(row)
                 continue
             # It came out of an excluded name, or went into one.
             bits = DELETE if new else CREATE
-            if bits & self.settings.want:
+            if bits & want:
                 out.append(
                     self.settings.make(
                         self.settings.kinds[kind_index(bits)],
-                        row.old_path if new else row.path,
+                        old_path if new else path,
                         None,
                         row.is_dir,
                         row.pid,

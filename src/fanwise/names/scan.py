@@ -101,7 +101,11 @@ class Scanner:
                     return
                 now = self._round
                 piece = [self._keys.popleft() for _ in range(min(PIECE, len(self._keys)))]
-            result = self._scan(piece)
+            try:
+                result = self._scan(piece)
+            except (FanwiseError, OSError) as error:
+                code = error.errno if isinstance(error, OSError) else 0
+                result = [], [(key, code or 0) for key in piece]
             with self._lock:
                 if now != self._round:
                     continue

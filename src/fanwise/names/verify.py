@@ -25,6 +25,8 @@ from fanwise.kernel._pure_decode import (
     Record,
 )
 
+from .lookup import CannotLook
+
 if TYPE_CHECKING:
     from .resolver import Resolver
 
@@ -134,17 +136,11 @@ class Verifier:
         doubtful, self._doubtful = self._doubtful, {}
         decoder = self._r.decoder
         again: set[bytes] = set()
-        if doubtful and self._r.intake.bytes > _BEHIND:
-            again = set(doubtful)
-        elif doubtful:
-            names = {
-                name
-                for records in doubtful.values()
-                for record in records
-                for name in _names(record)
-            }
-            ways = {key: self._way(key) for key, records in doubtful.items() if _is_dir(records)}
-            truth = {name: self._r.lookup.key_of(*name) for name in names}
+        seen = self._look(doubtful) if doubtful and self._r.intake.bytes <= _BEHIND else None
+        if seen is None:
+            again |= doubtful.keys()
+        else:
+            names, ways, truth = seen
             self._r.intake.sync()
             # Named again since: what was seen is newer than the records. The next window settles.
             for record in self._r.intake.names(_EVERYTHING):
@@ -169,6 +165,19 @@ class Verifier:
             self._flags[key] = decoder.notes(key)[0]
         if drained and not again:
             self._both.clear()
+
+    def _look(
+        self, doubtful: dict[bytes, list[Record]]
+    ) -> tuple[set[Name], dict[bytes, Name | None], dict[Name, bytes | None]] | None:
+        # Where the objects are and what their names lead to; None when that cannot be seen now.
+        names = {
+            name for records in doubtful.values() for record in records for name in _names(record)
+        }
+        try:
+            ways = {key: self._way(key) for key, records in doubtful.items() if _is_dir(records)}
+            return names, ways, {name: self._r.lookup.key_of(*name) for name in names}
+        except CannotLook:
+            return None
 
     def _way(self, key: bytes) -> Name | None:
         way = self._r.lookup.locate(key, lambda _: True)

@@ -6,7 +6,7 @@ what a call brought stays with the watch when the call is cancelled.
 
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 
 import anyio
@@ -14,6 +14,22 @@ from anyio import to_thread
 
 from ._change import Change
 from ._watch import Watch
+
+
+class _Batches:
+    # Not a generator: one that is left by a break stays open.
+
+    def __init__(self, read: Callable[[], Awaitable[list[Change]]]) -> None:
+        self._read = read
+
+    def __aiter__(self) -> AsyncIterator[list[Change]]:
+        return self
+
+    async def __anext__(self) -> list[Change]:
+        rows = await self._read()
+        if not rows:
+            raise StopAsyncIteration
+        return rows
 
 
 class AsyncWatch:
@@ -51,10 +67,9 @@ class AsyncWatch:
             self._changes.extend(rows)
         return self._changes.popleft()
 
-    async def batches(self) -> AsyncIterator[list[Change]]:
+    def batches(self) -> AsyncIterator[list[Change]]:
         """Iterate over lists of changes, each what could be had at once."""
-        while rows := await self.read():
-            yield rows
+        return _Batches(self.read)
 
     async def read(self) -> list[Change]:
         """Wait for changes and return them; [] at the end, or after the watch's timeout."""

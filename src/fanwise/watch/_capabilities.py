@@ -18,9 +18,8 @@ from fanwise.kernel.native import why_pure
 from fanwise.names.lookup import open_mount
 from fanwise.sources.fanotify import MODEL_MASK
 
-from ._watch import real_path
+from ._watch import RUNG, real_path
 
-RUNG = "filesystem-mark"
 _NAMES = fan.FAN_REPORT_DFID_NAME
 _TARGET = fan.FAN_REPORT_DFID_NAME_TARGET
 _LIMITS = ("max_queued_events", "max_user_groups", "max_user_marks")

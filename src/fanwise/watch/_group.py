@@ -5,13 +5,16 @@ REFS      owns the source (kernel group, drain), the scanner, and the resolver w
 LIFETIME  open() marks, then finds the roots, then scans: nothing between is missed.
 """
 
+import errno
 import os
 import select
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fanwise._errors import NotWatchable
-from fanwise.kernel.mounts import Mount
+from fanwise._errors import FanwiseError, NotWatchable
+from fanwise.kernel.handles import name_to_handle
+from fanwise.kernel.mounts import Mount, mounts
 from fanwise.kernel.native import Parts
 from fanwise.names.child import ChildLookup, Helpers
 from fanwise.names.directories import Directories, Root
@@ -21,6 +24,7 @@ from fanwise.names.scan import Scanner, scan_mount
 from fanwise.sources.fanotify import FanotifySource
 
 _SYNC_SECONDS = 2.0
+_COVERED_SECONDS = 1.0  # how often a mount that is covered is looked for in mountinfo
 
 
 class Group:
@@ -50,6 +54,9 @@ class Group:
         self._farewell: str | None = None
         self._armed = False
         self._read_all = False  # the drain ended, and what it had read was taken
+        self._error = 0  # the errno that ended it, until it is raised
+        self._look_again = 0.0
+        self._rows: list[Any] = []  # told outside of step()
 
     def open(self) -> None:
         """Mark the filesystem and begin. Raises NotWatchable, OSError."""
@@ -93,7 +100,7 @@ class Group:
 
     def arm(self, epoll: select.epoll) -> None:
         """Let the next record wake the consumer directly, once."""
-        if self.source.state != "MARKED":
+        if self.source.state != "MARKED" or self._read_all:
             return
         flags = select.EPOLLIN | select.EPOLLONESHOT
         if self._armed:
@@ -103,7 +110,13 @@ class Group:
             self._armed = True
 
     def step(self, limit: int) -> list[Any]:
-        """Return the next slice of changes."""
+        """Return the next slice of changes.
+
+        Raises FanwiseError, once and behind all that was read, when reading failed.
+        """
+        if self._rows:
+            rows, self._rows = self._rows, []
+            return rows
         last = bool(self.source.drain.ended)
         if self._helpers is None:
             rows = self.resolver.step(limit)
@@ -113,7 +126,16 @@ class Group:
         if last:
             # A window with nothing to tell may have others behind it: `pending` counts them now.
             self.resolver.intake.pull()
-            self._read_all = True
+            if not self._read_all:
+                self._read_all = True
+                self._error = self.source.drain.error
+        if not rows and self._error and not self.pending:
+            number, self._error = self._error, 0
+            raise FanwiseError(
+                f"reading the changes of {os.fsdecode(self.mount.mount_point)} failed: "
+                f"{os.strerror(number)} ({errno.errorcode.get(number, number)})",
+                "nothing more is told of it: open another watch, and list what is there",
+            )
         if not rows and self._farewell and not self.pending:
             self.resolver.tell_roots(rows, self._farewell)
             self._farewell = None
@@ -123,12 +145,12 @@ class Group:
     @property
     def pending(self) -> bool:
         """Whether step() has more to do."""
-        return self.resolver.pending
+        return bool(self._rows) or self.resolver.pending
 
     @property
     def ended(self) -> bool:
         """Whether nothing more can come."""
-        if self.pending or self._farewell:
+        if self.pending or self._farewell or self._error:
             return False
         return not self.resolver.dirs.roots or self._read_all
 
@@ -136,12 +158,88 @@ class Group:
         """Take all that was raised before this call; False when that cannot be said."""
         return self.resolver.intake.sync()
 
+    # -- the mount --
+
+    def find(self, there: Iterable[Mount]) -> Mount | None:
+        """Find the group's mount among those that are there; None when it is gone.
+
+        Its id and its device may belong to another mount meanwhile.
+        """
+        for mount in there:
+            if (mount.id, mount.dev) != (self.mount.id, self.mount.dev):
+                continue
+            if mount.unique_id is None or self.mount.unique_id is None:
+                same = self._mark_stands()
+            else:
+                same = mount.unique_id == self.mount.unique_id
+            return mount._replace(unique_id=self.mount.unique_id) if same else None
+        return None
+
+    def _mark_stands(self) -> bool:
+        # A mark goes with its superblock. While there is none it cannot tell.
+        if self.source.state != "MARKED":
+            return True
+        with open(f"/proc/self/fdinfo/{self.source.fd}", "rb") as file:
+            return b" sdev:" in file.read()
+
+    def shows(self, path: str | bytes) -> bool:
+        """Whether a path leads to the group's mount. It opens nothing."""
+        try:
+            return name_to_handle(path)[1] == self.mount.id
+        except (OSError, FanwiseError):
+            return False
+
+    def astray(self) -> bool:
+        """Whether the mount is not where it was, and mountinfo may know where it is."""
+        if self.shows(self.mount.mount_point):
+            return False
+        now = time.monotonic()
+        if now < self._look_again or not self.resolver.dirs.roots:
+            return False
+        self._look_again = now + _COVERED_SECONDS
+        return True
+
+    def follow(self, there: Iterable[Mount], rows: list[Any]) -> bool:
+        """Learn where the mount is now, or that it is gone; whether it is there."""
+        mount = self.find(there)
+        if mount is None:
+            self.leave("unmounted")
+            return False
+        if mount.mount_point != self.mount.mount_point:
+            self.mount = mount
+            self.resolver.remount(mount, rows)
+            self._look_again = 0.0
+        return True
+
+    def tell_covered(self, over: Iterable[Mount], rows: list[Any]) -> None:
+        """Tell of the roots that some mounts cover."""
+        points = [mount.mount_point for mount in over]
+        for root in self.resolver.dirs.roots:
+            path = os.fsencode(root.path)
+            if not any(path == p or path.startswith(p.rstrip(b"/") + b"/") for p in points):
+                continue
+            # What a file's root follows is the name: there may be nothing at it.
+            if path not in points and root.file is not None:
+                path = os.path.dirname(path)
+            if self.shows(path):
+                continue  # it was mounted below, or moved with what it is mounted on
+            rows.append(
+                self._settings.make(
+                    ("mounted",), root.path, None, root.file is None, 0, None, time.time(), "exact"
+                )
+            )
+
     def resume(self) -> None:
         """Mark again and tell that changes were lost; or say goodbye where there is no way back."""
+        if not self.follow(mounts(), self._rows):
+            return
         try:
             fd = open_mount(self.mount)
         except NotWatchable:
-            self.unmounted()
+            if self.shows(self.mount.mount_point):
+                raise  # it is there, and cannot be opened just now
+            # Covered: there is no path by which to mark it.
+            self.leave("mounted" if self.find(mounts()) else "unmounted")
             return
         try:
             self.source.resume(fd)
@@ -149,9 +247,9 @@ class Group:
             os.close(fd)
         self.resolver.intake.push_stop()
 
-    def unmounted(self) -> None:
+    def leave(self, farewell: str) -> None:
         """Say goodbye once everything read before is delivered."""
-        self._farewell = "unmounted"
+        self._farewell = farewell
         self.source.stop()
 
     def close(self) -> None:

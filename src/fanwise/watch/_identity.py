@@ -2,6 +2,7 @@
 
 import os
 
+from fanwise._errors import FilesystemRefuses
 from fanwise.kernel import handles
 from fanwise.kernel.mounts import mount_of
 
@@ -17,10 +18,17 @@ def identity(path: str | bytes | os.PathLike[str] | os.PathLike[bytes] | int) ->
     Raises NoSuchRoot, FilesystemRefuses (no file handles), OSError.
     """
     if isinstance(path, int):
-        return handles.identity(
-            mount_of(path).dev, handles.name_to_handle(b"", path, empty=True)[0]
-        )
-    key, _ = handles.name_to_handle(path)
-    head = os.path.dirname(os.path.abspath(os.fsencode(path)))
-    where = head if os.path.islink(path) else path
-    return handles.identity(mount_of(where).dev, key)
+        return _of(path)
+    # One descriptor for both questions: a second look-up may lead to something else.
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return _of(fd)
+    except FilesystemRefuses as error:
+        raise FilesystemRefuses(path, error.reason, error.remedy) from error
+    finally:
+        os.close(fd)
+
+
+def _of(fd: int) -> str:
+    key, _ = handles.name_to_handle(b"", fd, empty=True)
+    return handles.identity(mount_of(fd).dev, key)

@@ -6,6 +6,7 @@ LIFETIME  nothing starts before ``with``; an open Watch that is dropped warns (R
 """
 
 import contextlib
+import math
 import os
 import select
 import threading
@@ -14,7 +15,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from fanwise._errors import (
     BusyError,
@@ -35,6 +36,14 @@ from ._group import Group
 
 _SLICE = 4096  # changes
 _SOON = 0.01  # seconds without news, after which a watch is idle
+_LOOK = 1.0  # seconds, while changes flow, between two looks at where the mounts are
+_LONGEST = 86_400.0  # seconds of one wait: the kernel counts milliseconds in an int
+_LEAST_QUEUE = 64 << 10  # bytes
+
+RUNG = "filesystem-mark"
+
+
+_T = TypeVar("_T")
 
 
 class WatchedRoot(NamedTuple):
@@ -48,27 +57,54 @@ class WatchedRoot(NamedTuple):
 class _Waker:
     """An eventfd to wake the consumer with; apart from the Watch, so that no thread holds that."""
 
+    # A thread may write while another closes, and a signal handler interrupts either: no lock
+    # can be held. Each notes first that it is at it, and whoever is the last one closes.
+
     def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.fd = -1
+        self._fds: list[int] = []  # the one to close
+        self._users: list[None] = []
+        self._closed = False
         self._written = False
+
+    def open(self) -> None:
+        """Make the eventfd."""
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._fds.append(self.fd)
 
     def wake(self) -> None:
         """Call it in any thread, and in a signal handler."""
-        if self.fd >= 0:
-            os.eventfd_write(self.fd, 1)
-            self._written = True  # after the write: clear() must find what it takes back
+        self._users.append(None)
+        try:
+            if not self._closed:
+                os.eventfd_write(self.fd, 1)
+                self._written = True  # after the write: clear() must find what it takes back
+        finally:
+            self._leave()
 
     def clear(self) -> None:
         """Take back every wake() so far."""
         if self._written:
-            self._written = False
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self.fd)
+            self._users.append(None)
+            try:
+                if not self._closed:
+                    self._written = False
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_read(self.fd)
+            finally:
+                self._leave()
 
     def close(self) -> None:
-        """Close it; wake() does nothing from now on."""
-        fd, self.fd = self.fd, -1
-        os.close(fd)
+        """Close it, when nobody is at it; wake() does nothing from now on."""
+        self._users.append(None)
+        self._closed = True
+        self._leave()
+
+    def _leave(self) -> None:
+        self._users.pop()
+        if self._closed and not self._users:
+            with contextlib.suppress(IndexError):  # another one was the last, too
+                os.close(self._fds.pop())
 
 
 class Watch:
@@ -91,7 +127,7 @@ class Watch:
     ) -> None:
         if not paths:
             raise FanwiseError("nothing to watch", "give at least one path")
-        wanted = tuple(kinds) if kinds is not None else DEFAULT_KINDS
+        wanted = _several("kinds", kinds) if kinds is not None else DEFAULT_KINDS
         unknown = [kind for kind in wanted if kind not in (*KINDS, *MOUNT_KINDS)]
         if unknown or not wanted:
             raise FanwiseError(
@@ -100,11 +136,27 @@ class Watch:
             )
         self._given = [os.fspath(path) for path in paths]
         self._mask = mask_of(wanted)
-        self._exclude = tuple(exclude)
+        self._exclude = _several("exclude", exclude)
+        for glob in self._exclude:
+            if not isinstance(glob, str):
+                raise FanwiseError(f"exclude: {glob!r} is not a string", "give globs as str")
         Globs(self._exclude, [])  # raises now for what is no glob
         self._recursive = recursive
-        self._pids = tuple(ignore_pids)
+        self._pids = _several("ignore_pids", ignore_pids)
+        for pid in self._pids:
+            if not isinstance(pid, int) or isinstance(pid, bool):
+                raise FanwiseError(f"ignore_pids: {pid!r} is not a process id", "give integers")
+        if not isinstance(queue, int) or isinstance(queue, bool) or queue < _LEAST_QUEUE:
+            raise FanwiseError(
+                f"queue: {queue!r} is not a number of bytes that will do",
+                f"give an integer, at least {_LEAST_QUEUE}",
+            )
         self._queue = queue
+        if timeout is not None and not _is_time(timeout):
+            raise FanwiseError(
+                f"timeout: {timeout!r} is no time to wait",
+                "give seconds, 0 or more, or None to wait for ever",
+            )
         self.timeout = timeout
         self._parts = parts(pure)
         self._groups: list[Group] = []
@@ -119,7 +171,10 @@ class Watch:
         self._waker: _Waker | None = None
         self._mountinfo = self._mountinfo2 = -1
         self._mount_poll = select.poll()
-        self._mount_ids: set[int] = set()
+        self._mounts: set[Mount] = set()  # as _known
+        self._rested = False  # nothing was there to read a moment ago
+        self._look_at = 0.0  # when to look again at where the mounts are
+        self._pid = 0  # of the process that opened it
         self._slices = 0
 
     # -- life --
@@ -133,11 +188,13 @@ class Watch:
         if self._state != "new":
             raise ClosedError("a watch is opened once", "make another one")
         self._state = "open"
+        self._pid = os.getpid()
         try:
             if own_work_shows(self._mask):
                 self._helpers = Helpers(self._parts.name)
                 self._helpers.start()
             self._waker = _Waker()
+            self._waker.open()
             self._epoll = select.epoll()
             self._epoll.register(self._waker.fd, select.EPOLLIN)
             # Two descriptors: one wakes, the other, polled here alone, tells reliably.
@@ -146,7 +203,7 @@ class Watch:
             self._mount_poll.register(self._mountinfo2, select.POLLPRI | select.POLLERR)
             self._mount_poll.poll(0)
             there = mounts()
-            self._mount_ids = {mount.id for mount in there}
+            self._mounts = set(map(_known, there))
             for mount, paths in self._by_mount():
                 settings = Settings(Change, KIND_TABLE, self._mask, self._pids)
                 group = Group(
@@ -164,9 +221,7 @@ class Watch:
                 group.open()
                 self._groups.append(group)
                 self._epoll.register(group.fileno(), select.EPOLLIN)
-                self._roots += [
-                    WatchedRoot(path, "filesystem-mark", mount.fstype) for path in paths
-                ]
+                self._roots += [WatchedRoot(path, RUNG, mount.fstype) for path in paths]
             watched = {group.mount.id for group in self._groups}
             self._unwatched = sorted(
                 {
@@ -255,10 +310,11 @@ class Watch:
         """Wait for changes and return them; [] at the end, or when ``timeout`` seconds passed.
 
         ``timeout=0`` does not wait: with `fileno`, call it until it returns [].
-        Raises BusyError when another thread reads, ClosedError after close.
+        Raises BusyError when another thread reads, ClosedError after close and in a forked
+        process, FanwiseError when the kernel ends the stream with an error: what it gave before is
+        returned first.
         """
-        if self._state != "open":
-            raise ClosedError("the watch is not open", "use it in a with block")
+        self._check()
         if not self._consumer.acquire(blocking=False):
             raise BusyError("another thread reads this watch", "read it in one place")
         try:
@@ -270,6 +326,15 @@ class Watch:
         finally:
             self._consumer.release()
 
+    def _check(self) -> None:
+        if self._state != "open":
+            raise ClosedError("the watch is not open", "use it in a with block")
+        if self._pid != os.getpid():
+            raise ClosedError(
+                "the watch was opened by the process that this one was forked from",
+                "open another one here",
+            )
+
     def _read(self, deadline: float | None) -> list[Change]:
         assert self._epoll is not None
         assert self._waker is not None
@@ -277,16 +342,18 @@ class Watch:
         while True:
             # Before looking: what wakes from here on is seen, or leaves fileno() readable.
             self._waker.clear()
-            rows = self._slice() or self._mounts_changed()
+            rows = self._mounts_moved() or self._slice() or self._mounts_changed()
             if rows or self.ended:
                 return rows
             wait = _SOON if not idle else None
             if deadline is not None:
                 left = deadline - time.monotonic()
                 if left <= 0:
+                    self._rested = True
                     return []
-                wait = min(wait, left) if wait is not None else left
+                wait = min(wait if wait is not None else _LONGEST, left)
             if idle:
+                self._rested = True
                 # The kernel group itself wakes the consumer, at the same time as the drain: one
                 # thread after the other would be twice the latency. Once, and only when idle:
                 # under load it would be a wake-up a record.
@@ -317,27 +384,32 @@ class Watch:
             self._helpers.bury(dead)
         return []
 
+    def _mounts_moved(self) -> list[Change]:
+        # A directory above a mount point was renamed: mountinfo tells where the mount is now, but
+        # wakes nobody for it.
+        now = time.monotonic()
+        if not self._rested and now < self._look_at:
+            return []
+        self._rested = False
+        self._look_at = now + _LOOK
+        rows: list[Change] = []
+        astray = [group for group in self._groups if group.astray()]
+        if astray:
+            there = mounts()
+            for group in astray:
+                group.follow(there, rows)
+        return rows
+
     def _mounts_changed(self) -> list[Change]:
         rows: list[Change] = []
         if not self._mount_poll.poll(0):
             return rows
-        now = mounts()
-        by_id = {mount.id: mount for mount in now}
-        new = [mount for mount in now if mount.id not in self._mount_ids]
+        there = mounts()
+        new = [mount for mount in there if _known(mount) not in self._mounts]
+        self._mounts = set(map(_known, there))
         for group in self._groups:
-            mount = by_id.get(group.mount.id)
-            if mount is None or mount.dev != group.mount.dev:
-                group.unmounted()
-                continue
-            if mount.mount_point != group.mount.mount_point:
-                group.mount = mount
-                group.resolver.remount(mount, rows)
-            for root in group.resolver.dirs.roots:
-                path = os.fsencode(root.path)
-                if any(path == m.mount_point or _below(path, m.mount_point) for m in new):
-                    group.resolver.tell_roots(rows, "mounted")
-                    break
-        self._mount_ids = set(by_id)
+            if group.resolver.dirs.roots and group.follow(there, rows):
+                group.tell_covered(new, rows)
         return rows
 
     def _wake(self) -> None:
@@ -368,8 +440,8 @@ class Watch:
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when `read` has something, for foreign loops."""
-        if self._epoll is None or self._epoll.closed:
-            raise ClosedError("the watch is not open", "use it in a with block")
+        self._check()
+        assert self._epoll is not None
         return self._epoll.fileno()
 
     @property
@@ -446,6 +518,26 @@ def real_path(given: str | os.PathLike[str]) -> str:
     except OSError as error:
         raise NoSuchRoot(given, f"it cannot be reached: {error.strerror}") from error
     return path
+
+
+def _several(name: str, given: Iterable[_T]) -> tuple[_T, ...]:
+    # A str is an iterable of str: exclude="*.tmp" would leave out every name.
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise FanwiseError(f"{name}: {given!r} is not a list", f"give a list: {name}=[{given!r}]")
+    return tuple(given)
+
+
+def _is_time(given: object) -> bool:
+    if not isinstance(given, (int, float)) or isinstance(given, bool):
+        return False
+    return not math.isnan(given) and given >= 0
+
+
+def _known(mount: Mount) -> Mount:
+    # By what a mount is known again; its options may change.
+    return mount._replace(
+        parent_id=0, options=(), fields=(), source=b"", super_options=(), fstype=""
+    )
 
 
 def _below(path: bytes, directory: bytes) -> bool:
