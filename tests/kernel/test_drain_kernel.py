@@ -214,6 +214,94 @@ def test_stop_delivers_what_was_queued_before(twin, group, root):
         assert got == [b"f%d" % i for i in range(30_000)]
 
 
+@contextlib.contextmanager
+def bounded(twin, group, root, bound, ring=64 * MIB):
+    """A drain that is paced for 10 s, so that a stop finds all that is queued from now on."""
+    create(root, -300, 0)
+    drain = twin(group, ring, 10 * 10**9, stop_records=bound)
+    drain.start()
+    try:
+        assert readable(drain, 10)
+        assert sum(len(names(c[0])) for c in iter(drain.take, None)) == 300
+        yield drain
+    finally:
+        drain.close()
+
+
+def test_a_stop_beyond_its_bound_loses_nothing(twin, group, root):
+    with bounded(twin, group, root, 1000) as drain:
+        create(root, 0, 30_000)
+        drain.stop()
+        chunks = list(iter(drain.take, None))
+        assert [n for c in chunks for n in names(c[0])] == [b"f%d" % i for i in range(30_000)]
+        assert [c[3] for c in chunks if c[3]] == []
+        assert chunks[-1][2], "the queue was seen empty"
+        assert drain.stats()["lost"] == 0
+        create(root, 30_000, 30_001)
+        with pytest.raises(BlockingIOError):  # the marks are gone
+            os.read(group, 4096)
+
+
+def test_a_stop_within_its_bound_leaves_the_marks(twin, group, root):
+    with bounded(twin, group, root, 1000) as drain:
+        create(root, 0, 500)
+        drain.stop()
+        assert [n for c in iter(drain.take, None) for n in names(c[0])] == [
+            b"f%d" % i for i in range(500)
+        ]
+        create(root, 500, 501)
+        assert names(os.read(group, 4096)) == [b"f500"]
+
+
+def test_a_stop_beyond_its_bound_tells_exactly_what_the_ring_could_not_hold(twin, group, root):
+    with bounded(twin, group, root, 1000, 256 * KIB) as drain:
+        create(root, 0, 30_000)
+        drain.stop()
+        chunks = list(iter(drain.take, None))
+        got = [n for c in chunks for n in names(c[0])]
+        assert got == [b"f%d" % i for i in range(len(got))]
+        assert [c[3] for c in chunks if c[3]] == [30_000 - len(got)]
+        assert drain.stats()["lost"] == 30_000 - len(got)
+        assert chunks[-1][2]
+
+
+def test_a_drain_that_is_started_and_stopped_at_once_reads_all(twin, group, root):
+    create(root, 0, 30_000)
+    drain = twin(group, 64 * MIB, stop_records=1000)
+    drain.start()
+    drain.stop()
+    chunks = list(iter(drain.take, None))
+    drain.close()
+    assert [n for c in chunks for n in names(c[0])] == [b"f%d" % i for i in range(30_000)]
+    assert all(c[3] == 0 for c in chunks)
+
+
+def test_a_stop_ends_beside_a_writer_and_has_all_from_before_it(twin, group, root):
+    made, over = [0], threading.Event()
+
+    def write():
+        while not over.is_set():
+            create(root, made[0], made[0] + 20)
+            made[0] += 20
+
+    with bounded(twin, group, root, 100) as drain:
+        create(root, 0, 10_000)
+        made[0] = 10_000
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            before = made[0]
+            drain.stop()
+        finally:
+            over.set()
+            writer.join()
+        chunks = list(iter(drain.take, None))
+        got = [n for c in chunks for n in names(c[0])]
+        assert got == [b"f%d" % i for i in range(len(got))]
+        assert len(got) >= before
+        assert sum(c[3] for c in chunks) == 0
+
+
 def test_a_drain_started_late_reads_the_backlog(twin, group, root):
     create(root, 0, 50_000)
     with running(twin, group) as drain:

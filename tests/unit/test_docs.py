@@ -150,8 +150,20 @@ def test_make_targets_are_described():
         assert f"| `make {target}` |" in text
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/development.md"])
-def test_files_that_are_named_exist(name):
-    text = (ROOT / name).read_text()
-    for path in re.findall(r"`((?:tests|docs|src|bench|demo|requirements)/[\w./-]*)`", text):
-        assert (ROOT / path).exists() or path in (BENCH, "docs/_build"), path
+@page
+def test_files_that_are_named_exist(path):
+    for name in re.findall(
+        r"`((?:tests|docs|src|bench|demo|requirements)/[\w./-]*)`", path.read_text()
+    ):
+        assert (ROOT / name).exists() or name in (BENCH, "docs/_build"), name
+
+
+def test_the_cases_of_unknowable_order_are_told_alike():
+    import fanwise.names.verify as verify
+
+    def cases(text):
+        return sorted(set(re.findall(r"^(?:- )?(?:\*\*)?(\([a-z]\))", text, re.MULTILINE)))
+
+    assert cases(verify.__doc__) == ["(a)", "(b)", "(c)"]
+    for name in ("guarantees.md", "adr/0003-order-after-merging.md"):
+        assert cases((DOCS / name).read_text()) == cases(verify.__doc__), name

@@ -484,6 +484,55 @@ def test_unlinked_before_the_window(window):
     assert w.rows() == [row("modified", "/mnt/sub/f")]
 
 
+def test_unlinked_with_a_name_like_that_of_a_tmpfile(window):
+    unlinked = (None, True, None)
+    write = named(MODIFY, SUB, b"#5", F)
+    # In the window: exactly this name of this object.
+    w = window(named(DELETE, SUB, b"#5", F), write, named(CLOSE_WRITE, SUB, b"#5", F))
+    assert w.rows() == [
+        row("deleted", "/mnt/sub/#5"),
+        row("modified", "/mnt/sub/#5", more=unlinked),
+        row("written", "/mnt/sub/#5", more=unlinked),
+    ]
+    assert w.d.finish() == [(F, SUB, b"#5")]
+    # Before it.
+    w = window(write)
+    w.gone[F] = {SUB + b"#5"}
+    assert w.rows() == [row("modified", "/mnt/sub/#5", more=unlinked)]
+    # Made and deleted at once, with what holds it open in between.
+    w = window(named(CREATE | DELETE, SUB, b"#5", F), write, nameless(DELETE_SELF, F))
+    assert w.rows() == [
+        row("created deleted", "/mnt/sub/#5", more=(None, False, False)),
+        row("modified", "/mnt/sub/#5", more=unlinked),
+    ]
+    # An ignored process, or nothing that is asked for: still no stop.
+    recs = named(DELETE, SUB, b"#5", F), write
+    assert window(*recs, pids=(1,)).rows() == []
+    assert window(*recs, want=OPEN).rows() == []
+
+
+def test_other_names_like_that_of_a_tmpfile_stop(window):
+    write = named(MODIFY, SUB, b"#5", F)
+    told = row("modified", "/mnt/sub/#5", more=(None, True, None))
+    for other in (named(DELETE, SUB, b"#6", F), named(DELETE, SUB, b"#5", G),
+                  named(DELETE, MNT, b"#5", F), named(DELETE, SUB, b"5", F),
+                  named(DELETE, SUB, b"#5", None)):  # fmt: skip
+        w = window(other, write)
+        w.tree.flag(w.top, ROOT, 0)
+        assert w.stops()[1:] == [STOP_HASH]
+    for gone in ({F: {SUB + b"#6"}}, {G: {SUB + b"#5"}}, {F: {MNT + b"#5"}}):
+        w = window(write)
+        w.gone.update(gone)
+        assert w.stops() == [STOP_HASH]
+    # The name leads to it again, and is then deleted once more.
+    w = window(named(DELETE, SUB, b"#5", F), write, named(CREATE, SUB, b"#5", F), write)
+    assert w.stops() == [row("deleted", "/mnt/sub/#5"), told, row("created", "/mnt/sub/#5"),
+                         STOP_HASH]  # fmt: skip
+    assert window(named(DELETE, SUB, b"#5", F), named(MODIFY, SUB, b"#5", None)).stops() == [
+        row("deleted", "/mnt/sub/#5"), STOP_HASH,
+    ]  # fmt: skip
+
+
 def test_a_name_that_is_back(window):
     for back in (named(CREATE, SUB, b"f", F), renamed(SUB, b"x", SUB, b"f", F),
                  renamed(OUT, b"x", SUB, b"f", F)):  # fmt: skip
@@ -604,6 +653,37 @@ def test_dir_records_and_name_records(window):
     assert w.d.name_records(()) == []
     w.stops()
     assert w.d.dir_records() == [first, third]  # until the end of the window
+
+
+# -- a whole window at once --
+
+
+def test_plain(window):
+    w = window()
+    told = row("modified", "/mnt/sub/f", time=2.5)
+    assert w.d.plain(GOOD + named(DELETE, SUB, b"g", G), 2.5, 100) == (
+        [told, row("deleted", "/mnt/sub/g", key=G, time=2.5)], STOP_NONE, [(G, SUB, b"g")],
+    )  # fmt: skip
+    assert (w.d.pending, w.d.records, w.d.finish()) == (False, 0, [])
+    assert w.d.plain(b"", 2.5, 100) == ([], STOP_NONE, [])
+    # It stops, or is cut off: the window is open.
+    assert w.d.plain(GOOD + named(MODIFY, SUB, b"#1", F), 2.5, 100) == ([told], STOP_HASH, None)
+    assert w.d.record() == (MODIFY, 1, 2.5, SUB, b"#1", None, None, F, None)
+    w.d.finish()
+    assert w.d.plain(GOOD + GOOD, 2.5, 1) == ([told], STOP_NONE, None)
+    assert w.d.pending
+    assert w.rows() == [told]
+    w.d.finish()
+    # Something needs a look: noted, and not decoded.
+    for data, count in [(named(MODIFY, NEW, b"f", F), 1), (renamed(SUB, b"a", SUB, b"b") * 2, 2)]:
+        assert w.d.plain(GOOD + data, 2.5, 100) is None
+        assert w.d.records == count + 1
+        assert w.d.unknown() or w.d.suspects()
+        assert w.d.decode(1) == ([told], STOP_NONE)
+        w.d.finish()
+    with pytest.raises(DecodeError):
+        w.d.plain(GOOD + b"bad", 2.5, 100)
+    assert w.d.records == 0
 
 
 # -- slices --

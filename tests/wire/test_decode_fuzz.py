@@ -215,6 +215,48 @@ def check_refused(native, setup, good, bad):
     same(native, setup, [], play)
 
 
+def steps(decoder, data, time, limit):
+    """What `plain` does, by the other methods."""
+    decoder.add(data, time)
+    if decoder.unknown() or decoder.suspects():
+        return None
+    rows, stop = decoder.decode(limit)
+    return rows, stop, None if stop or decoder.pending else decoder.finish()
+
+
+def at_once(decoder, data, time, limit):
+    return decoder.plain(data, time, limit)
+
+
+def check_plain(native, setup, todo, data):
+    """Whole windows at once, by both twins and by steps: the same answers, the same window left.
+
+    Some begin while one is open, as no owner does.
+    """
+    logs = []
+    for parts, how in ((PURE, steps), (PURE, at_once), (native, steps), (native, at_once)):
+        subject = Subject(parts, setup, todo)
+        play_plain(subject, how, data)
+        logs.append(subject.log)
+    for log in logs[1:]:
+        for one, other in zip(logs[0], log, strict=False):
+            assert one == other
+        assert len(logs[0]) == len(log)
+
+
+def play_plain(subject, how, data):
+    def plain(*args):
+        return how(subject.decoder, *args)
+
+    for number, (chunk, leave) in enumerate(data):
+        subject.note(plain, chunk, float(number), subject.limit)
+        subject.ask()
+        if not leave:
+            subject.consume()
+            subject.note(subject.decoder.finish)
+            subject.look()
+
+
 def check_agrees_with_records(bad):
     """The decoder of single records refuses the same, and short records of other kinds as well."""
     decoder = PURE.Decoder(PURE.Tree(), tuple, KIND_TABLE, 0, "8:1", (), {})
@@ -262,6 +304,29 @@ hostile = st.one_of(
 
 WINDOWS = {"setup": setups, "todo": acts, "data": windows}
 REFUSED = {"setup": setups, "good": chunks, "bad": hostile}
+
+known = st.just(KEYS[0])
+few = st.sampled_from(KEYS[6:9])
+quiet = st.one_of(
+    st.builds(named, st.sampled_from([0x100, 0x200, 2, 8, 0xA]), known, names, few, pids),
+    st.builds(renamed, st.just(0), known, names, known, names, few, pids),
+    st.builds(lambda m, t, p: build.event(m, fid(FID, t), pid=p), st.sampled_from([4, 4, 0x400]),
+              few, pids),
+)  # fmt: skip
+simple = st.lists(quiet, min_size=1, max_size=9).map(b"".join)  # most of these need no look
+rooted = setups.map(lambda s: (s[0], [(-1, b"/m", TOP | ROOT), *s[1]], ALL, *s[3:]))
+PLAIN = {
+    "setup": st.one_of(rooted, rooted, setups),
+    "todo": acts,
+    "data": st.lists(
+        st.tuples(
+            st.one_of(simple, simple, simple, chunks, hostile),
+            st.sampled_from([False, False, True]),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+}
 
 
 def run(examples, check, strategies, *args):
@@ -320,6 +385,10 @@ def test_windows(cannot_run):
 
 def test_hostile_chunks(cannot_run):
     run(500, check_refused, REFUSED, native_parts(cannot_run))
+
+
+def test_a_window_at_once(cannot_run):
+    run(400, check_plain, PLAIN, native_parts(cannot_run))
 
 
 def test_one_rule_for_what_is_malformed():

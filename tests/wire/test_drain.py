@@ -442,6 +442,33 @@ def test_stop_does_not_chase_a_writer_for_ever(twin):
         assert lost == drain.stats()["lost"]
 
 
+@pytest.mark.parametrize(
+    ("sent", "stored", "lost", "emptied"),
+    [(20, 20, 0, True), (50, 50, 0, True), (51, 50, 1, True), (80, 50, 30, True),
+     (100, 50, 50, False), (200, 50, 50, False)],
+)  # fmt: skip
+def test_what_a_stop_leaves_unread_is_lost(twin, sent, stored, lost, emptied):
+    """A stand-in has no marks to remove: what is left is counted, up to the same bound."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    with ours, theirs:
+        drain = twin(ours.fileno(), MIB, 10 * 10**9, stop_records=50)
+        theirs.send(b"".join(record(0) for _ in range(300)))
+        drain.start()
+        assert readable(drain, 10)
+        assert len(serials(drain.take()[0])) == 300
+        for serial in range(sent):  # paced now: these wait for the stop
+            theirs.send(record(serial))
+        drain.stop()
+        chunks = take_all(drain)
+        assert [s for c in chunks for s in serials(c[0])] == list(range(stored))
+        assert [c[3] for c in chunks if c[3]] == ([lost] if lost else [])
+        assert chunks[-1][2] is emptied
+        assert drain.stats()["lost"] == lost
+        assert (drain.ended, drain.error, drain.take()) == (True, 0, None)
+        drain.close()
+
+
 def test_stops_from_many_threads(twin):
     with running(twin) as (drain, peer):
         peer.send(record(1))
@@ -507,6 +534,9 @@ def test_arguments(twin):
         for pace in (-1, 10**10 + 1):
             with pytest.raises(ValueError, match="pace_ns"):
                 twin(ours.fileno(), MIB, pace)
+        for bound in (-1, 0):
+            with pytest.raises(ValueError, match="stop_records"):
+                twin(ours.fileno(), MIB, stop_records=bound)
         with pytest.raises(TypeError):
             twin(ours.fileno())
         odd = twin(fd=ours.fileno(), ring_bytes=64 * KIB + 1, pace_ns=0)

@@ -742,8 +742,6 @@ static int step(decoder *d, const rec *r, PyObject *time, PyObject *rows)
         return STOP_FILES;
     if (!(scope & FW_IN))
         return 0;
-    if (!(r->mask & NAMED) && tmp_name(r->name))
-        return STOP_HASH;
     PyObject *exists = NULL;
     int unlinked = 0;
     if (r->mask & (CREATE | DELETE) && r->target.n) {
@@ -765,6 +763,9 @@ static int step(decoder *d, const rec *r, PyObject *time, PyObject *rows)
         else if ((unlinked = is_gone(d, r)) < 0)
             return -1;
     }
+    /* A name that was deleted had been a name, and is not that of an O_TMPFILE file. */
+    if (!unlinked && !(r->mask & NAMED) && tmp_name(r->name))
+        return STOP_HASH;
     if (!bits || quiet)
         return 0;
     if ((bits & (CREATE | DELETE)) != (CREATE | DELETE))

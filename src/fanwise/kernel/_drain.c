@@ -31,10 +31,14 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/fanotify.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
+#ifndef FAN_MARK_FILESYSTEM  /* headers before Linux 4.20 */
+#define FAN_MARK_FILESYSTEM 0x100
+#endif
 #define FW_SEC 1000000000LL
 #define FW_RING_MIN ((size_t)64 << 10)
 #define FW_READ_MAX ((size_t)1 << 20)
@@ -52,6 +56,9 @@
 #define FW_STOP_NS (2 * FW_SEC)
 
 enum fw_stop { FW_RUN, FW_STOP_DRAIN, FW_STOP_NOW };
+/* How the thread reads: as ever; for a stop, up to its bounds; without marks, all that is left;
+ * only to count what is left as lost. */
+enum fw_stopping { FW_READING, FW_BOUNDED, FW_FINITE, FW_DISCARDING };
 
 struct fw_chunk {
     uint32_t len;
@@ -65,7 +72,7 @@ struct fw_drain {
     /* Constant. */
     int fd;
     size_t size, floor;
-    int64_t pace;
+    int64_t pace, stop_records;
 
     /* Constant while the thread lives. */
     pthread_t thread;
@@ -95,7 +102,7 @@ struct fw_drain {
     size_t pend_at, pend_len;
     int64_t pend_time;
     uint64_t want;  /* sync_req before the latest read */
-    int stopping;
+    enum fw_stopping stopping;
     int64_t stop_at, stop_left;
     int64_t begin;  /* of the first read of the latest wake-up */
     int64_t tokens, stamp;
@@ -222,6 +229,29 @@ static void fw_drain_give(struct fw_drain *d, size_t high)
         madvise(d->ring + FW_KEEP, high - FW_KEEP, MADV_DONTNEED);
 }
 
+static void fw_drain_bound(struct fw_drain *d, enum fw_stopping how)
+{
+    d->stopping = how;
+    d->stop_at = fw_now(CLOCK_MONOTONIC) + FW_STOP_NS;
+    d->stop_left = d->stop_records;
+}
+
+/* A bound of a stop was met, and the queue is not known to be empty. Without its marks nothing is
+ * added to it, and all of it is read. Where they cannot be removed (no group, only a stand-in) what
+ * is left is read and counted as lost, within the same bounds: what stays behind even then is more
+ * of a loss that was told. 1: read no more. */
+static int fw_drain_over(struct fw_drain *d)
+{
+    if (d->stopping == FW_DISCARDING)
+        return 1;
+    /* A flush looks at no path. */
+    if (fanotify_mark(d->fd, FAN_MARK_FLUSH | FAN_MARK_FILESYSTEM, 0, AT_FDCWD, NULL) == 0)
+        d->stopping = FW_FINITE;
+    else
+        fw_drain_bound(d, FW_DISCARDING);
+    return 0;
+}
+
 /* Where the next read goes: *at in the ring, or the scratch buffer when the ring is full. NULL:
  * stop now. Publishes the pending chunk when nothing can follow it directly. */
 static char *fw_drain_where(struct fw_drain *d, size_t *at, size_t *room)
@@ -233,16 +263,13 @@ static char *fw_drain_where(struct fw_drain *d, size_t *at, size_t *room)
     pthread_mutex_lock(&d->lock);
     if (d->stop == FW_STOP_NOW)
         goto out;
-    if (d->stop == FW_STOP_DRAIN && !d->stopping) {
-        d->stopping = 1;
-        d->stop_at = fw_now(CLOCK_MONOTONIC) + FW_STOP_NS;
-        d->stop_left = FW_STOP_RECORDS;
-    }
+    if (d->stop == FW_STOP_DRAIN && d->stopping == FW_READING)
+        fw_drain_bound(d, FW_BOUNDED);
     d->want = d->sync_req;
     if (d->pend) {
         *at = d->pend_at + fw_chunk_size(d->pend_len);
         end = d->wrapped || d->pend_at < d->head ? d->tail : d->size;
-        if (end >= *at + need)
+        if (end >= *at + need && d->stopping != FW_DISCARDING)
             *room = end - *at - FW_HDR;
         else
             fw_drain_publish(d, 0);
@@ -253,7 +280,7 @@ static char *fw_drain_where(struct fw_drain *d, size_t *at, size_t *room)
         if (d->used <= d->size - d->size / 4)
             d->full = 0;
         end = d->wrapped ? d->tail : d->size;
-        if (d->full) {
+        if (d->full || d->stopping == FW_DISCARDING) {
             ;
         } else if (end >= d->head + need) {
             *at = d->head;
@@ -348,9 +375,9 @@ static int fw_drain_empty(struct fw_drain *d)
             d->tokens = 0;
             d->stamp = d->begin;
         }
-        if (d->stopping) {
+        if (d->stopping == FW_BOUNDED || d->stopping == FW_DISCARDING) {
             d->stop_left -= count;
-            if (d->stop_left <= 0 || fw_now(CLOCK_MONOTONIC) >= d->stop_at) {
+            if ((d->stop_left <= 0 || fw_now(CLOCK_MONOTONIC) >= d->stop_at) && fw_drain_over(d)) {
                 fw_drain_settle(d, 0);
                 return 0;
             }
@@ -586,20 +613,23 @@ failed:
 
 static PyObject *fw_py_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
-    static char *names[] = {"fd", "ring_bytes", "pace_ns", NULL};
-    long long pace = 5000000;
+    static char *names[] = {"fd", "ring_bytes", "pace_ns", "stop_records", NULL};
+    long long pace = 5000000, stop_records = FW_STOP_RECORDS;
     size_t page = sysconf(_SC_PAGESIZE);
     Py_ssize_t size;
     allocfunc alloc;
     FwDrain *self;
     int fd, flags;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "in|L:Drain", names, &fd, &size, &pace))
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "in|LL:Drain", names, &fd, &size, &pace,
+                                     &stop_records))
         return NULL;
     if (size < (Py_ssize_t)FW_RING_MIN || size > PY_SSIZE_T_MAX / 2)
         return PyErr_Format(PyExc_ValueError, "ring_bytes must be at least 65536");
     if (pace < 0 || pace > 10 * FW_SEC)
         return PyErr_Format(PyExc_ValueError, "pace_ns must be from 0 to 10 s");
+    if (stop_records < 1)
+        return PyErr_Format(PyExc_ValueError, "stop_records must be at least 1");
     flags = fcntl(fd, F_GETFL);
     if (flags < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -614,6 +644,7 @@ static PyObject *fw_py_new(PyTypeObject *type, PyObject *args, PyObject *kw)
     self->d.size = ((size_t)size + page - 1) / page * page;
     self->d.floor = self->d.size / 4 < FW_FLOOR_MAX ? self->d.size / 4 - FW_HDR : FW_FLOOR_MAX;
     self->d.pace = pace;
+    self->d.stop_records = stop_records;
     return (PyObject *)self;
 }
 
@@ -898,7 +929,7 @@ static PyGetSetDef fw_py_getset[] = {
 };
 
 static PyType_Slot fw_py_slots[] = {
-    {Py_tp_doc, "Drain(fd, ring_bytes, pace_ns=5000000)\n--\n\n"
+    {Py_tp_doc, "Drain(fd, ring_bytes, pace_ns=5000000, stop_records=1048576)\n--\n\n"
             "Empties a non-blocking fanotify group into a byte ring, in a native thread."},
     {Py_tp_new, (void *)fw_py_new},
     {Py_tp_dealloc, (void *)fw_py_dealloc},

@@ -539,8 +539,6 @@ class Decoder:
             return STOP_FILES
         if not scope & pt.IN:
             return 0
-        if not mask & NAMED and _is_tmp(name1):
-            return STOP_HASH
         exists: bool | None = None
         unlinked = False
         if mask & BOTH and target is not None:
@@ -559,6 +557,9 @@ class Decoder:
                 unlinked = True
             else:
                 unlinked = self._is_gone(target, dir1, name1)
+        # A name that was deleted had been a name, and is not that of an O_TMPFILE file.
+        if not unlinked and not mask & NAMED and _is_tmp(name1):
+            return STOP_HASH
         if not bits or quiet:
             return 0
         if bits & BOTH != BOTH:

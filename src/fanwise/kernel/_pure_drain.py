@@ -19,6 +19,9 @@ import threading
 import time
 from collections import deque
 
+from .fanotify import FAN_MARK_FILESYSTEM, FAN_MARK_FLUSH
+from .libc import AT_FDCWD, libc
+
 _RING_MIN = 64 << 10
 _READ_MAX = 1 << 20
 _SCRATCH = 256 << 10
@@ -30,6 +33,9 @@ _BIG = 256
 _STOP_RECORDS = 65536 * 16
 _STOP_NS = 2_000_000_000
 _RUN, _STOP_DRAIN, _STOP_NOW = range(3)
+# How the thread reads: as ever; for a stop, up to its bounds; without marks, all that is left;
+# only to count what is left as lost.
+_READING, _BOUNDED, _FINITE, _DISCARDING = range(4)
 
 _length = struct.Struct("=I").unpack_from
 
@@ -63,11 +69,12 @@ class _Chunk:
 class _Core:
     """What the thread and the Drain share."""
 
-    def __init__(self, fd: int, size: int, pace: int) -> None:
+    def __init__(self, fd: int, size: int, pace: int, stop_records: int) -> None:
         self.fd = fd
         self.size = size
         self.floor = min(size // 4 - _HEADER, _FLOOR_MAX)
         self.pace = pace
+        self.stop_records = stop_records
         self.evfd = self.ctl = -1
         self.lock = threading.Lock()
         self.cond = threading.Condition(self.lock)  # ended, synced
@@ -87,7 +94,7 @@ class _Core:
         # Of the thread alone.
         self.pend: _Chunk | None = None  # read, and waits for what the next read says
         self.want = 0
-        self.stopping = False
+        self.stopping = _READING
         self.stop_at = self.stop_left = 0
         self.begin = 0
         self.tokens = _TOKENS
@@ -121,25 +128,45 @@ class _Core:
         self.pend = None
         self.signal()
 
+    def bound(self, how: int) -> None:
+        self.stopping = how
+        self.stop_at = time.monotonic_ns() + _STOP_NS
+        self.stop_left = self.stop_records
+
+    def over(self) -> bool:
+        """At a bound of a stop, where the queue is not known to be empty: whether to end there.
+
+        Without its marks nothing is added to it, and all of it is read. Where they cannot be
+        removed (no group, only a stand-in) what is left is read and counted as lost, within the
+        same bounds: what stays behind even then is more of a loss that was told.
+        """
+        if self.stopping == _DISCARDING:
+            return True
+        flush = FAN_MARK_FLUSH | FAN_MARK_FILESYSTEM  # looks at no path
+        if libc.fanotify_mark(self.fd, flush, 0, AT_FDCWD, None) == 0:
+            self.stopping = _FINITE
+        else:
+            self.bound(_DISCARDING)
+        return False
+
     def room(self) -> int:
         """Say how much the next read may store: 0 when the ring is full, -1 to stop now."""
         need = _HEADER + self.floor
         with self.lock:
             if self.stop == _STOP_NOW:
                 return -1
-            if self.stop == _STOP_DRAIN and not self.stopping:
-                self.stopping = True
-                self.stop_at = time.monotonic_ns() + _STOP_NS
-                self.stop_left = _STOP_RECORDS
+            if self.stop == _STOP_DRAIN and self.stopping == _READING:
+                self.bound(_BOUNDED)
+            discard = self.stopping == _DISCARDING
             self.want = self.sync_req
             free = self.size - self.used
             if self.pend is not None:
                 free -= _chunk_size(len(self.pend.data))
-                if free < need:
+                if free < need or discard:
                     self.publish(False)
             elif free >= self.size // 4:
                 self.full = False
-            return 0 if self.full or free < need else min(free - _HEADER, _READ_MAX)
+            return 0 if self.full or discard or free < need else min(free - _HEADER, _READ_MAX)
 
     def settle(self, drained: bool) -> None:
         """End a series of reads, at an empty queue or before."""
@@ -199,9 +226,10 @@ class _Core:
             if count >= _BIG:
                 self.tokens = 0
                 self.stamp = self.begin
-            if self.stopping:
+            if self.stopping in (_BOUNDED, _DISCARDING):
                 self.stop_left -= count
-                if self.stop_left <= 0 or time.monotonic_ns() >= self.stop_at:
+                hit = self.stop_left <= 0 or time.monotonic_ns() >= self.stop_at
+                if hit and self.over():
                     self.settle(False)
                     return True
 
@@ -257,7 +285,7 @@ class _Core:
                 self.wait_pace(control)
             alive = self.empty(scratch)
             with self.lock:
-                alive = alive and self.stop != _STOP_NOW and not self.stopping
+                alive = alive and self.stop != _STOP_NOW and self.stopping == _READING
         with self.lock:
             self.ended = True
             self.signal()
@@ -273,15 +301,23 @@ class Drain:
     _pid = 0
     _gone = _closed = False
 
-    def __init__(self, fd: int, ring_bytes: int, pace_ns: int = 5_000_000) -> None:
+    def __init__(
+        self,
+        fd: int,
+        ring_bytes: int,
+        pace_ns: int = 5_000_000,
+        stop_records: int = _STOP_RECORDS,
+    ) -> None:
         if ring_bytes < _RING_MIN:
             raise ValueError("ring_bytes must be at least 65536")
         if not 0 <= pace_ns <= 10_000_000_000:
             raise ValueError("pace_ns must be from 0 to 10 s")
+        if stop_records < 1:
+            raise ValueError("stop_records must be at least 1")
         if not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NONBLOCK:
             raise ValueError("the descriptor must be non-blocking")
         page = os.sysconf("SC_PAGESIZE")
-        self._core = _Core(fd, -(-ring_bytes // page) * page, pace_ns)
+        self._core = _Core(fd, -(-ring_bytes // page) * page, pace_ns, stop_records)
 
     def _ours(self) -> _Core | None:
         """Return what is shared with the thread, or None where that is another process's."""

@@ -52,7 +52,7 @@ class Group:
         self.resolver: Resolver
         self.scanner: Scanner
         self._farewell: str | None = None
-        self._armed = False
+        self._armed = self._unplugged = False
         self._read_all = False  # the drain ended, and what it had read was taken
         self._error = 0  # the errno that ended it, until it is raised
         self._look_again = 0.0
@@ -108,6 +108,14 @@ class Group:
         else:
             epoll.register(self.source.fd, flags)
             self._armed = True
+
+    def unplug(self, epoll: select.epoll) -> None:
+        """Take out of ``epoll`` what stays readable for ever when the group has ended."""
+        if self._read_all and self.ended and not self._unplugged:
+            self._unplugged = True
+            epoll.unregister(self.fileno())
+            if self._armed:
+                epoll.unregister(self.source.fd)
 
     def step(self, limit: int) -> list[Any]:
         """Return the next slice of changes.
@@ -177,10 +185,8 @@ class Group:
 
     def _mark_stands(self) -> bool:
         # A mark goes with its superblock. While there is none it cannot tell.
-        if self.source.state != "MARKED":
-            return True
         with open(f"/proc/self/fdinfo/{self.source.fd}", "rb") as file:
-            return b" sdev:" in file.read()
+            return b" sdev:" in file.read() or self.source.state != "MARKED"
 
     def shows(self, path: str | bytes) -> bool:
         """Whether a path leads to the group's mount. It opens nothing."""

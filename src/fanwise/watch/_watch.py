@@ -345,6 +345,8 @@ class Watch:
             rows = self._mounts_moved() or self._slice() or self._mounts_changed()
             if rows or self.ended:
                 return rows
+            for group in self._groups:
+                group.unplug(self._epoll)
             wait = _SOON if not idle else None
             if deadline is not None:
                 left = deadline - time.monotonic()
