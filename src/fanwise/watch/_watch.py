@@ -35,6 +35,7 @@ from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, MOUNT_KINDS, Change, mask
 from ._group import Group
 
 _SLICE = 4096  # changes
+_AGAIN = 1.0  # seconds
 _SOON = 0.01  # seconds without news, after which a watch is idle
 _LOOK = 1.0  # seconds, while changes flow, between two looks at where the mounts are
 _LONGEST = 86_400.0  # seconds of one wait: the kernel counts milliseconds in an int
@@ -348,6 +349,8 @@ class Watch:
             for group in self._groups:
                 group.unplug(self._epoll)
             wait = _SOON if not idle else None
+            if idle and not self.scanned:
+                wait = _AGAIN  # what could not be scanned is tried again
             if deadline is not None:
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -461,6 +464,8 @@ class Watch:
 
         ``path`` is absolute and resolved.
         """
+        if any(path == m or path.startswith(m + "/") for m in self._unwatched):
+            return False
         globs = Globs(self._exclude, [root.path for root in self._roots])
         for root in self._roots:
             base = root.path.rstrip("/")
