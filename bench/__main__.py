@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="small and once: to try the bench itself"
     )
+    parser.add_argument("--runs", type=int, default=3, help="of each contender (3)")
     parser.add_argument("--only", nargs="+", default=(), metavar="CONTENDER")
     parser.add_argument("--into", type=Path, default=None, help="where the results are kept")
     args = parser.parse_args(argv)
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     for question in questions:
         print(f"{question}:", file=sys.stderr, flush=True)
         load = os.getloadavg()[0]
-        with Bench(quick=args.quick, only=frozenset(args.only)) as bench:
+        with Bench(quick=args.quick, turns=args.runs, only=frozenset(args.only)) as bench:
             answer = importlib.import_module(f"bench.{question}").run(bench)
         answer["missing"] = bench.missing
         answer["machine"] = machine()
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         answer["when"] = time.strftime("%Y-%m-%d %H:%M:%S %Z")
         options = [
             *(["--quick"] if args.quick else []),
+            *(["--runs", str(args.runs)] if args.runs != 3 else []),
             *(["--only", *args.only] if args.only else []),
         ]
         answer["command"] = shlex.join(["python", "-m", "bench", question, *options])

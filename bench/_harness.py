@@ -383,6 +383,7 @@ class Watcher:
 @dataclass
 class Bench(contextlib.ExitStack):
     quick: bool = False
+    turns: int = 3
     only: frozenset[str] = frozenset()  # contenders, when not all are wanted
     missing: dict[str, str] = field(default_factory=dict)
     _count: int = 0
@@ -405,7 +406,7 @@ class Bench(contextlib.ExitStack):
 
     @property
     def runs(self) -> int:
-        return 1 if self.quick else 3
+        return 1 if self.quick else self.turns
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
