@@ -175,7 +175,7 @@ def test_unlinked_is_bounded_by_open_files(tmpfs: Path, pure: bool) -> None:
             write(tmpfs / f"t{i}").unlink()
         (tmpfs / "held").unlink()
         r.told()
-        gone = r.watch._groups[0].resolver.gone
+        gone = r.watch._groups[0].resolver.settler.gone
         assert len(gone) <= 4096
         held.write("x")
         held.flush()

@@ -249,7 +249,7 @@ class Verifier:
         held = (tree.info(parent)[3] if parent >= 0 else b"", name)
         if held == way or tree.find(way[0]) < 0:
             return None
-        before = self._r.where(*held)
+        before = self._r.teller.where(*held)
         tree.flag(at, 0, flags.CURRENT)
         tree.move(at, tree.find(way[0]), way[1])
         self._tell(rows, last, RENAME, way, held, key, before)
@@ -266,18 +266,20 @@ class Verifier:
         key: bytes,
         before: tuple[bool, str, str] | None = None,
     ) -> None:
-        place = self._r.where(*name)
+        place = self._r.teller.where(*name)
         if old is not None and before is None:
-            before = self._r.where(*old)
+            before = self._r.teller.where(*old)
         inside = place is not None and place[0]
         was = before is not None and before[0]
         if old is not None and was and before is not None:
             if inside and place is not None:
-                self._r.tell(
+                self._r.teller.tell(
                     rows, last, RENAME, place[1], before[1], place[2], key=key, correction=True
                 )
             else:
-                self._r.tell(rows, last, DELETE, before[1], None, before[2], correction=True)
+                self._r.teller.tell(rows, last, DELETE, before[1], None, before[2], correction=True)
         elif inside and place is not None:
             bits = CREATE if bits & RENAME else bits
-            self._r.tell(rows, last, bits, place[1], None, place[2], key=key, correction=True)
+            self._r.teller.tell(
+                rows, last, bits, place[1], None, place[2], key=key, correction=True
+            )

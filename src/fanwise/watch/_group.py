@@ -19,8 +19,9 @@ from fanwise.kernel.native import Parts
 from fanwise.names.child import ChildLookup, Helpers
 from fanwise.names.directories import Directories, Root
 from fanwise.names.lookup import Lookup, open_mount
-from fanwise.names.resolver import Resolver, Settings
+from fanwise.names.resolver import Resolver
 from fanwise.names.scan import Scanner, scan_mount
+from fanwise.names.teller import Settings
 from fanwise.sources.fanotify import FanotifySource
 
 _SYNC_SECONDS = 2.0
@@ -145,7 +146,7 @@ class Group:
                 "nothing more is told of it: open another watch, and list what is there",
             )
         if not rows and self._farewell and not self.pending:
-            self.resolver.tell_roots(rows, self._farewell)
+            self.resolver.teller.tell_roots(rows, self._farewell)
             self._farewell = None
             self.resolver.dirs.roots.clear()
         return rows

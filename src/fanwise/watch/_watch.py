@@ -29,7 +29,7 @@ from fanwise.kernel.mounts import Mount, mount_of, mounts, open_mountinfo
 from fanwise.kernel.native import parts
 from fanwise.names.child import Helpers
 from fanwise.names.globs import Globs
-from fanwise.names.resolver import Settings
+from fanwise.names.teller import Settings
 
 from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, MOUNT_KINDS, Change, mask_of, own_work_shows
 from ._group import Group
