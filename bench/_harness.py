@@ -397,6 +397,9 @@ class Bench(contextlib.ExitStack):
         # A SIGTERM must unwind like a Ctrl-C, or mounts and groups stay behind.
         old = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         self.callback(signal.signal, signal.SIGTERM, old)
+        # Started in the background of a shell SIGINT is ignored, and so it would be in every child.
+        old = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.callback(signal.signal, signal.SIGINT, old)
         self.scratch = Path(tempfile.mkdtemp(prefix="fanwise-bench-"))
         self.callback(shutil.rmtree, self.scratch, ignore_errors=True)
         for name in ("creader", "storm"):
