@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fanwise
-from tests.kernel.watching import Reader, scanned, short, watching, write
+from tests.kernel.watching import scanned, short, watching, write
 
 libc = ctypes.CDLL(None, use_errno=True)
 RENAME_EXCHANGE = 2
@@ -417,8 +417,3 @@ def test_what_would_be_told(tmpfs: Path) -> None:
         told = ["f", "d/f", "d", "x/d/e"]
         for name in (*told, "a.tmp", "a.tmp/f", "d/e", "d/e/f", ".."):
             assert watch.tells(os.path.normpath(tmpfs / name)) == (name in told)
-
-
-def test_a_reader_type(tmpfs: Path) -> None:
-    with watching(tmpfs) as r:
-        assert isinstance(r, Reader)

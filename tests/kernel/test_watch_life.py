@@ -17,7 +17,7 @@ import pytest
 
 import fanwise
 from tests.kernel.conftest import loop_device, mounted, run
-from tests.kernel.watching import Reader, on_disk, scanned, short, watching, write
+from tests.kernel.watching import scanned, short, watching, write
 
 
 def drain(watch: fanwise.Watch) -> list[fanwise.Change]:
@@ -505,9 +505,3 @@ def test_a_loss_while_the_mount_is_covered(tmpfs: Path, pure: bool) -> None:
         finally:
             os.close(inner)
             run("umount", str(tmpfs))
-
-
-def test_helpers_are_what_they_say(tmpfs: Path) -> None:
-    (tmpfs / "d").mkdir()
-    assert on_disk(tmpfs) == {str(tmpfs / "d")}
-    assert Reader
