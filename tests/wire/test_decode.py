@@ -10,7 +10,11 @@ import pytest
 
 from fanwise._errors import DecodeError
 from fanwise.kernel import records
-from fanwise.kernel._pure_decode import (
+from fanwise.kernel.contract import (
+    CURRENT,
+    EXCLUDED,
+    FILES,
+    IN,
     N_ATTRIB,
     N_BORN,
     N_BOTH,
@@ -20,6 +24,7 @@ from fanwise.kernel._pure_decode import (
     N_GONE,
     N_TWICE,
     N_UNKNOWN,
+    ROOT,
     STOP_BOTH,
     STOP_DIR,
     STOP_FILES,
@@ -30,8 +35,8 @@ from fanwise.kernel._pure_decode import (
     STOP_REPLACED,
     STOP_SELF,
     STOP_UNKNOWN,
+    TOP,
 )
-from fanwise.kernel._pure_tree import CURRENT, EXCLUDED, FILES, IN, ROOT, TOP
 from fanwise.kernel.fanotify import (
     FAN_ACCESS as ACCESS,
     FAN_ATTRIB as ATTRIB,
@@ -233,6 +238,11 @@ def test_a_rename(window):
     assert window(renamed(SUB, b"a", OUT, b"b"), want=DELETE).rows() == [
         row("deleted", "/mnt/sub/a")
     ]
+
+
+def test_a_rename_is_nothing_else(window):
+    w = window(renamed(SUB, b"f", SUB, b"g", mask=RENAME | MODIFY))
+    assert [r[0] for r in w.rows()] == [("renamed",)]
 
 
 def test_a_rename_between_directories_that_share_a_place_in_the_cache(window):

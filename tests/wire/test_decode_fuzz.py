@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from fanwise._errors import DecodeError
 from fanwise.kernel import records
-from fanwise.kernel._pure_tree import CURRENT, EXCLUDED, FILES, ROOT, SCANNED, TOP
+from fanwise.kernel.contract import CURRENT, EXCLUDED, FILES, ROOT, SCANNED, TOP
 from fanwise.watch._change import KIND_TABLE
 from tests.wire import build
 from tests.wire.build import DFID, DFID_NAME, FID, NEW_DFID_NAME, OLD_DFID_NAME, fid

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fanwise.kernel._pure_tree import (
+from fanwise.kernel.contract import (
     CURRENT,
     EXCLUDED,
     FILES,

@@ -1,7 +1,7 @@
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-from ._pure_decode import Record
+from .contract import Record
 
 class Drain:
     """Empties a non-blocking fanotify group into a byte ring, in a thread without the lock.

@@ -14,67 +14,46 @@ from typing import Any
 
 from fanwise._errors import DecodeError
 
-from . import _pure_tree as pt
-
-ATTRIB = 0x4
-CREATE = 0x100
-DELETE = 0x200
-DELETE_SELF = 0x400
-Q_OVERFLOW = 0x4000
-RENAME = 0x10000000
-ONDIR = 0x40000000
-NAMED = CREATE | DELETE | RENAME
-BOTH = CREATE | DELETE
-
-(
-    STOP_NONE,
+from . import contract as pt
+from ._pure_tree import Tree
+from .contract import (
+    ATTRIB,
+    BOTH,
+    CREATE,
+    DELETE,
+    DELETE_SELF,
+    N_ATTRIB,
+    N_BORN,
+    N_BOTH,
+    N_CREATE,
+    N_DELETE,
+    N_DIR,
+    N_GONE,
+    N_TWICE,
+    N_UNKNOWN,
+    NAMED,
+    ONDIR,
+    Q_OVERFLOW,
+    RENAME,
+    STOP_BOTH,
     STOP_DIR,
+    STOP_FILES,
+    STOP_HASH,
+    STOP_NAMELESS,
+    STOP_NONE,
+    STOP_OVERFLOW,
+    STOP_REPLACED,
     STOP_SELF,
     STOP_UNKNOWN,
-    STOP_HASH,
-    STOP_BOTH,
-    STOP_REPLACED,
-    STOP_OVERFLOW,
-    STOP_FILES,
-    STOP_NAMELESS,
-) = range(10)
-
-N_CREATE = 1
-N_DELETE = 2
-N_BOTH = 4
-N_ATTRIB = 8
-N_GONE = 16
-N_UNKNOWN = 32
-N_BORN = 64
-N_DIR = 128
-N_TWICE = 256  # named again after a deletion, or created while it had a name
-
-# (mask, pid, time, directory key, name, new directory key, new name, target key, victim key)
-Record = tuple[
-    int,
-    int,
-    float,
-    bytes | None,
-    bytes | None,
-    bytes | None,
-    bytes | None,
-    bytes | None,
-    bytes | None,
-]
+    Record,
+    kind_index,
+)
 
 _meta = struct.Struct("=IBBHQii").unpack_from
 _info = struct.Struct("=BxH8xI").unpack_from
 _head = struct.Struct("=BxH").unpack_from
 _first = struct.Struct("=IBBHQiiBxH8xI").unpack_from  # _meta and the _info behind it
 _KEYED = frozenset((1, 2, 3, 10, 12))  # infos with a file handle
-
-# One bit of the mask -> one bit of the index into the table of kinds.
-_BITS = (CREATE, 0x2, 0x8, ATTRIB, RENAME, DELETE, 0x20, 0x1, 0x1000)
-
-
-def kind_index(mask: int) -> int:
-    """Place of a mask in the table of 512 kind tuples."""
-    return sum(1 << i for i, bit in enumerate(_BITS) if mask & bit)
 
 
 def parse(data: bytes) -> list[tuple[int, Any, Any, Any, Any, Any, bool, int]]:
@@ -201,7 +180,7 @@ class Decoder:
 
     def __init__(
         self,
-        tree: pt.Tree,
+        tree: Tree,
         make: Callable[..., Any],
         kinds: list[tuple[str, ...]],
         want: int,
@@ -209,7 +188,7 @@ class Decoder:
         pids: Container[int],
         gone: dict[bytes, set[bytes]],
     ) -> None:
-        if not isinstance(tree, pt.Tree) or len(kinds) != 512 or len(device) >= 32:
+        if not isinstance(tree, Tree) or len(kinds) != 512 or len(device) >= 32:
             raise TypeError("Decoder(Tree, make, list of 512, mask, device, pids, {})")
         self._tree, self._make, self._kinds = tree, make, kinds
         self._want, self._device, self._pids, self._gone = want, device, pids, gone
@@ -436,6 +415,7 @@ class Decoder:
                             plain = after[7] == pid and (after[2] is not None or after[5] == target)
                             if to[0] == pt.IN and plain:
                                 path, old = to[1] + fsdecode(name2), hit[1] + fsdecode(name1)
+                                bits = bits and RENAME
                         elif mask & BOTH or name1[:1] != b"#":
                             if mask & DELETE and note is not None:
                                 note.deldir, note.delname = dir1, name1

@@ -5,23 +5,22 @@ LIFETIME: live -> zombie (`drop`: still found, because later records of one read
 -> free (`sweep`: only once no child is left). An index is used again only after that.
 """
 
-ROOT = 1
-TOP = 2
-EXCLUDED = 4
-FILES = 8
-CURRENT = 16
-ZOMBIE = 32
-SCANNED = 64
-FREE = 128
-# What a caller may set; the other two are the tree's own.
-SETTABLE = ROOT | TOP | EXCLUDED | FILES | CURRENT | SCANNED
-
-IN = 1
-IN_CURRENT = 2
-IN_FILES = 4
-
-KEY_MAX = 132
-NAME_MAX = 65535
+from .contract import (
+    CURRENT,
+    EXCLUDED,
+    FILES,
+    FREE,
+    IN,
+    IN_CURRENT,
+    IN_FILES,
+    KEY_MAX,
+    NAME_MAX,
+    ROOT,
+    SCANNED,
+    SETTABLE,
+    TOP,
+    ZOMBIE,
+)
 
 
 def _settable(flags: int) -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from fanwise.kernel import _pure_tree as flags
+from fanwise.kernel import contract as flags
 from fanwise.kernel.handles import name_to_handle
 from fanwise.kernel.mounts import Mount
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Container
 from typing import Any
 
-from fanwise.kernel._pure_decode import Record
+from fanwise.kernel.contract import Record
 
 _MOST = 8 << 20  # bytes read ahead of decoding
 

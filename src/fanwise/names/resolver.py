@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fanwise._errors import NoSuchRoot, PermissionNeeded
-from fanwise.kernel import _pure_tree as flags
-from fanwise.kernel._pure_decode import STOP_OVERFLOW, Record
+from fanwise.kernel import contract as flags
+from fanwise.kernel.contract import STOP_OVERFLOW, Record
 from fanwise.kernel.mounts import Mount
 from fanwise.kernel.native import Parts
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from os import fsdecode
 from typing import Any
 
-from fanwise.kernel import _pure_tree as flags
-from fanwise.kernel._pure_decode import (
+from fanwise.kernel import contract as flags
+from fanwise.kernel.contract import (
     ATTRIB,
     CREATE,
     DELETE,

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from os import fsdecode
 from typing import Any, NamedTuple
 
-from fanwise.kernel import _pure_tree as flags
-from fanwise.kernel._pure_decode import CREATE, DELETE, ONDIR, RENAME, Record, kind_index
+from fanwise.kernel import contract as flags
+from fanwise.kernel.contract import CREATE, DELETE, ONDIR, RENAME, Record, kind_index
 from fanwise.kernel.handles import identity
 
 from .directories import Directories, Root

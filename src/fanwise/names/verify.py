@@ -12,8 +12,8 @@ These are looked up after the window; a correction tells what differs.
 
 from typing import TYPE_CHECKING, Any
 
-from fanwise.kernel import _pure_tree as flags
-from fanwise.kernel._pure_decode import (
+from fanwise.kernel import contract as flags
+from fanwise.kernel.contract import (
     CREATE,
     DELETE,
     N_ATTRIB,
