@@ -1,0 +1,443 @@
+"""A private tracefs instance: its events, read raw from every CPU and merged by time.
+
+Nothing is ever written outside of the instance: not to the global buffer, set_event, tracing_on or
+current_tracer. tracefs is used where it is mounted; it is never mounted here.
+
+REFS      the source owns the instance's directory, one raw pipe a CPU, and ``free_buffer``, whose
+          last close empties the buffers and stops tracing (disable_on_free): the kernel does that
+          for a process that is killed.
+LOCKING   none: one owner.
+LIFETIME  see TRACE. close() disables, closes the pipes (rmdir is EBUSY before) and removes the
+          instance. Its name says which process made it (pid, start time, pid namespace): a later
+          source removes those whose process is gone, and never one of a live process. A forked
+          child closes its copies at once and removes nothing.
+
+Order: a record is complete before the task goes on, so whatever a task did before it caused
+something else stands in some buffer then. take() notes the time, reads every CPU, and gives what
+is not later than that time: all that caused something in it is in it too, or was in one before.
+
+Addresses in records (stacks, callers) stay with the privileged reader; see kernel/tracing.py.
+
+Kernel source: kernel/trace/trace.c; Documentation/trace/events.rst.
+"""
+
+import contextlib
+import errno
+import itertools
+import os
+import re
+import sys
+import time
+import weakref
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from fanwise._errors import FanwiseError
+from fanwise.kernel.mounts import mounts
+from fanwise.kernel.tracing import (
+    UNKNOWN,
+    PageHeader,
+    Reader,
+    parse_format,
+    parse_header_page,
+    read_page,
+    stack_reader,
+)
+from fanwise.lifetime import Lifetime
+
+STACK = "ftrace/kernel_stack"
+"""The name of a record that holds the stack of the one before it on its CPU: ((address, ...),)."""
+
+_NAME = re.compile(r"fanwise-(?P<pid>\d+)-(?P<start>\d+)-(?P<space>\d+)-\d+")
+_SMALLEST_KB = 64
+_MOST_PAGES = 1 << 14  # of one CPU in one take(): a storm must not hold the caller for ever
+
+_live: "weakref.WeakSet[TraceSource]" = weakref.WeakSet()
+_numbers = itertools.count()
+
+
+class TraceEvent(NamedTuple):
+    """An event to record: ``name`` as "system/event".
+
+    ``fields``: those wanted, in this order; () for all. ``filter``: as in the kernel's filter
+    files, set before the event is enabled. ``stacks``: for how many records to take a stack trace,
+    at most; each comes as a record STACK behind the one that it belongs to.
+    """
+
+    name: str
+    fields: tuple[str, ...] = ()
+    filter: str | None = None
+    stacks: int = 0
+
+
+class TraceRecord(NamedTuple):
+    """One record: ``time`` in ns since boot (CLOCK_BOOTTIME), the event's name, its fields."""
+
+    time: int
+    event: str
+    values: tuple[Any, ...]
+
+
+class TraceLoss(NamedTuple):
+    """Records were lost between two times, ns since boot; ``count`` None when nobody counted."""
+
+    after: int
+    before: int
+    count: int | None
+
+
+class TraceSource:
+    """One private instance with some events; a context manager.
+
+    ``kb`` is the size of each CPU's buffer, in KiB; ``wake_percent`` how full one must be to make
+    its descriptor readable (0: at each record). ``tracefs``: where it is mounted, by default the
+    first mount of it. Opening never raises for what tracefs cannot do here: `state` is then
+    DEGRADED (`missing` says which events, and why) or DOWN, and `reason` and `remedy` say why.
+    """
+
+    state: str
+
+    def __init__(
+        self,
+        events: Sequence[TraceEvent],
+        *,
+        kb: int = 256,
+        wake_percent: int = 0,
+        tracefs: str | None = None,
+    ) -> None:
+        self.events = tuple(events)
+        self.kb = max(kb, _SMALLEST_KB)
+        self.reason: str | None = None
+        self.remedy: str | None = None
+        self.missing: dict[str, str] = {}
+        self.path: str | None = None
+        self.complete_to = 0  # ns since boot: all before was given by take(), or told as lost
+        self.lost = 0  # records known lost; those that nobody counted count as one
+        self.records = 0
+        self.clock_offset = 0  # ns to add to a time for wall time, measured at open()
+        self._tracefs, self._wake = tracefs, wake_percent
+        self._readers: dict[int, tuple[str, Reader]] = {}
+        self._header = PageHeader(8, 8, 16, 4080)
+        self._fds: list[int] = []
+        self._cpus: list[int] = []
+        self._free = -1
+        self._held: list[TraceRecord] = []
+        self._known: dict[str, int] = {}  # losses that the counters told, so far
+        TRACE.start(self)
+
+    # -- life --
+
+    def open(self) -> None:
+        """Make the instance and record; see `state`."""
+        found = self._find()
+        if found is None:
+            TRACE.advance(self, "fail")
+            return
+        try:
+            remove_dead(found)
+            self._make(found)
+        except OSError as error:
+            self._fail(error, found)
+            return
+        if len(self.missing) == len(self.events):
+            self.reason = "; ".join(f"{name}: {why}" for name, why in self.missing.items())
+            self._release()
+            TRACE.advance(self, "fail")
+            return
+        if self.missing:
+            self.reason = "; ".join(f"{name}: {why}" for name, why in self.missing.items())
+        TRACE.advance(self, "degrade" if self.missing else "up")
+
+    def _find(self) -> str | None:
+        if self._tracefs is not None:
+            return self._tracefs
+        try:
+            for mount in mounts():
+                point = os.fsdecode(mount.mount_point)
+                if mount.fstype == "tracefs" and os.path.isdir(f"{point}/instances"):
+                    return point
+        except OSError as error:
+            self.reason = f"mountinfo cannot be read: {error.strerror}"
+            return None
+        if os.geteuid() and os.path.isdir("/sys/kernel/tracing"):
+            self.reason, self.remedy = "tracefs is for root only", "run as root"
+        elif os.path.isdir("/sys/kernel/tracing"):
+            self.reason = "tracefs is not mounted"
+            self.remedy = "mount it with: mount -t tracefs tracefs /sys/kernel/tracing"
+        else:
+            self.reason = "there is no tracefs here"
+            self.remedy = "use a kernel with CONFIG_TRACING, and a sysfs that shows it"
+        return None
+
+    def _fail(self, error: OSError, found: str) -> None:
+        self._release()
+        self.reason = f"no instance can be made in {found}: {error.strerror}"
+        if error.errno in (errno.EPERM, errno.EACCES):
+            self.remedy = "run as root, on a kernel that is not locked down (lockdown(7))"
+        elif error.errno == errno.EROFS:
+            self.remedy = "mount tracefs writable"
+        TRACE.advance(self, "fail")
+
+    def _make(self, found: str) -> None:
+        name = f"fanwise-{_identity(os.getpid())}-{next(_numbers)}"
+        path = f"{found}/instances/{name}"
+        os.mkdir(path, 0o700)
+        self.path = path
+        _live.add(self)
+        with open(f"{found}/events/header_page") as file:
+            self._header = parse_header_page(file.read())
+        self._write("trace_clock", "boot")
+        self._write("options/disable_on_free", "1")
+        self._free = os.open(f"{path}/free_buffer", os.O_RDONLY | os.O_CLOEXEC)
+        # Names of tasks by pid are kept with a probe on each switch of tasks; nobody reads them
+        # here. Where the instance does not take it, it costs a little and changes nothing.
+        with contextlib.suppress(OSError):
+            self._write("trace_options", "norecord-cmd")
+        self._write("buffer_size_kb", str(self.kb))
+        self._write("buffer_percent", str(self._wake))
+        cpus = [n for n in os.listdir(f"{path}/per_cpu") if n.startswith("cpu")]
+        for cpu in sorted(int(n[3:]) for n in cpus):
+            self._fds.append(
+                os.open(
+                    f"{path}/per_cpu/cpu{cpu}/trace_pipe_raw",
+                    os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC,
+                )
+            )
+            self._cpus.append(cpu)
+        self.clock_offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if any(event.stacks for event in self.events):
+            with open(f"{found}/events/{STACK}/format") as file:
+                form = parse_format(file.read())
+            self._readers[form.id] = STACK, stack_reader(form)
+        for event in self.events:
+            try:
+                self._enable(event)
+            except FileNotFoundError:
+                self.missing[event.name] = "this kernel does not have it, or its module is not in"
+            except (OSError, KeyError, FanwiseError) as error:
+                why = error.strerror if isinstance(error, OSError) else str(error)
+                self.missing[event.name] = f"cannot be recorded: {why}"
+        self.complete_to = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    def _enable(self, event: TraceEvent) -> None:
+        base = f"events/{event.name}"
+        with open(f"{self.path}/{base}/format") as file:
+            form = parse_format(file.read())
+        self._readers[form.id] = event.name, form.reader(event.fields)
+        if event.filter is not None:
+            self._write(f"{base}/filter", event.filter)
+        if event.stacks:
+            self._write(f"{base}/trigger", f"stacktrace:{event.stacks}")
+        self._write(f"{base}/enable", "1")
+
+    def _write(self, name: str, text: str) -> None:
+        # Only ever below our own instance.
+        assert self.path is not None
+        with open(f"{self.path}/{name}", "w") as file:
+            file.write(text)
+
+    def close(self) -> None:
+        """Disable, close and remove the instance; idempotent."""
+        if self.state == "CLOSED":
+            return
+        self._release()
+        TRACE.advance(self, "close")
+
+    def _release(self) -> None:
+        path, self.path = self.path, None
+        if path is not None:
+            _disable(path)
+        self._close_fds()
+        if path is not None:
+            os.rmdir(path)
+        _live.discard(self)
+
+    def _close_fds(self) -> None:
+        for fd in (*self._fds, self._free):
+            if fd >= 0:
+                os.close(fd)
+        self._fds, self._free = [], -1
+
+    def _forget(self) -> None:
+        # In a forked child: the instance is the parent's.
+        self._close_fds()
+        self.path = None
+        self.state = "CLOSED"
+
+    def __enter__(self) -> "TraceSource":
+        self.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- reading --
+
+    @property
+    def up(self) -> bool:
+        """Whether records come: all of what was asked for, or some of it."""
+        return self.state in ("UP", "DEGRADED")
+
+    def filenos(self) -> list[int]:
+        """Return the descriptors to poll, one a CPU; readable as ``wake_percent`` says."""
+        return list(self._fds)
+
+    def take(self) -> tuple[list[TraceRecord], list[TraceLoss]]:
+        """Return the records since the last call, in the order of time, and what was lost.
+
+        Does not wait. Raises DecodeError, OSError.
+        """
+        if not self.up:
+            return [], []
+        begin = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        found, self._held = self._held, []
+        losses = []
+        size, header, readers = self._header.size, self._header, self._readers
+        for fd in self._fds:
+            for _ in range(_MOST_PAGES):
+                try:
+                    data = os.read(fd, size)
+                except BlockingIOError:
+                    break
+                if not data:
+                    break
+                page = read_page(data, header)
+                if page.missed:
+                    count = None if page.missed == UNKNOWN else page.missed
+                    self.lost += count or 1
+                    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                    losses.append(TraceLoss(self.complete_to, now, count))
+                for when, start, end in page.records:
+                    if end - start < 2:
+                        continue
+                    number = int.from_bytes(data[start : start + 2], sys.byteorder)
+                    reader = readers.get(number)
+                    if reader is not None:
+                        found.append(TraceRecord(when, reader[0], reader[1](data, start, end)))
+        # Stable: a stack stays behind its event, which has the same CPU and an earlier time.
+        found.sort(key=_time)
+        if found and found[-1].time > begin:
+            cut = len(found)
+            while cut and found[cut - 1].time > begin:
+                cut -= 1
+            found, self._held = found[:cut], found[cut:]
+        self.records += len(found)
+        self.complete_to = begin
+        return found, losses
+
+    def counters(self) -> dict[str, int]:
+        """Return what the kernel counted over all CPUs: overrun, dropped, commit_overrun, entries.
+
+        Costs a file a CPU: for a look now and then.
+        """
+        total = {"overrun": 0, "dropped": 0, "commit_overrun": 0, "entries": 0}
+        for cpu in self._cpus if self.up else ():
+            with open(f"{self.path}/per_cpu/cpu{cpu}/stats") as file:
+                for line in file:
+                    key, _, value = line.partition(":")
+                    name = {"dropped events": "dropped", "commit overrun": "commit_overrun"}.get(
+                        key, key
+                    )
+                    if name in total:
+                        total[name] += int(value)
+        return total
+
+    def lost_unseen(self) -> TraceLoss | None:
+        """Look at the counters for losses that no page tells of; None when there are none new."""
+        found = self.counters()
+        new = sum(found[key] - self._known.get(key, 0) for key in ("dropped", "commit_overrun"))
+        after, self._known = self.complete_to, found
+        if new <= 0:
+            return None
+        self.lost += new
+        return TraceLoss(after, time.clock_gettime_ns(time.CLOCK_BOOTTIME), new)
+
+    def wall(self, when: int) -> float:
+        """Convert a record's time to seconds since the epoch, by the clocks as they stood at open()."""
+        return (when + self.clock_offset) / 1e9
+
+
+TRACE: Lifetime[TraceSource] = Lifetime(
+    "TraceSource",
+    states=("NEW", "UP", "DEGRADED", "DOWN", "CLOSED"),
+    transitions={
+        "up": "NEW -> UP",
+        "degrade": "NEW -> DEGRADED",
+        "fail": "NEW -> DOWN",
+        "close": "NEW, UP, DEGRADED, DOWN -> CLOSED",
+    },
+    invariants={
+        "only one that records has an instance": lambda s: (
+            (s.path is not None) == (s.state in ("UP", "DEGRADED"))
+        ),
+        "what does not work has a reason": lambda s: (
+            s.state not in ("DEGRADED", "DOWN") or s.reason is not None
+        ),
+    },
+)
+
+
+def _time(record: TraceRecord) -> int:
+    return record.time
+
+
+def remove_dead(tracefs: str) -> list[str]:
+    """Remove the instances of processes that ended without closing them; return their names.
+
+    One in another pid namespace is left alone: whether it lives cannot be seen from here.
+    """
+    removed = []
+    for name in os.listdir(f"{tracefs}/instances"):
+        match = _NAME.fullmatch(name)
+        if match is None:
+            continue
+        of = f"{match['pid']}-{match['start']}-{match['space']}"
+        if int(match["space"]) != _space() or _identity(int(match["pid"])) == of:
+            continue
+        path = f"{tracefs}/instances/{name}"
+        try:
+            _disable(path)
+            os.rmdir(path)
+        except FileNotFoundError:
+            continue  # another one was faster
+        except OSError as error:
+            if error.errno != errno.EBUSY:  # somebody looks at it: the next one removes it
+                raise
+            continue
+        removed.append(name)
+    return removed
+
+
+def _disable(path: str) -> None:
+    for name, text in (("tracing_on", "0"), ("events/enable", "0")):
+        with open(f"{path}/{name}", "w") as file:
+            file.write(text)
+
+
+def _space() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+# Who a process is, as long as the machine runs: pid, start time and pid namespace.
+def _identity(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            start = file.read().rpartition(b")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return f"{pid}-{int(start)}-{_space()}"
+
+
+def _after_fork() -> None:
+    for source in list(_live):
+        source._forget()
+    _live.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
