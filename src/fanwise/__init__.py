@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from fanwise.watch._change import Change as Change
     from fanwise.watch._identity import identity as identity
+    from fanwise.watch._process import Process as Process
     from fanwise.watch._watch import Watch as Watch, WatchedRoot as WatchedRoot, watch as watch
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ _HOMES = {
     "NoSuchRoot": "fanwise._errors",
     "NotWatchable": "fanwise._errors",
     "PermissionNeeded": "fanwise._errors",
+    "Process": "fanwise.watch._process",
     "SyscallBlocked": "fanwise._errors",
     "Watch": "fanwise.watch._watch",
     "WatchedRoot": "fanwise.watch._watch",

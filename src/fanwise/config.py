@@ -54,6 +54,7 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
         "unmounted",
     )
     pure: bool = False
+    who: bool = False
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +95,9 @@ kinds = [
 
 # Leave the native part aside and use pure Python. FANWISE_PURE=1 does the same.
 pure = false
+
+# Tell which process did each change: its name, executable, user and cgroup.
+who = false
 """
 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {"watch": Watch}

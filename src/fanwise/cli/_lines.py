@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from fanwise import Change, WatchedRoot
+from fanwise import Change, Process, WatchedRoot
 
 
 class Root(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,6 +64,7 @@ class ChangeLine(
     correction: bool = False
     path_b64: str | None = None
     old_path_b64: str | None = None
+    process: Process | None = None
 
 
 class Lost(msgspec.Struct, frozen=True, tag="lost", forbid_unknown_fields=True):
@@ -142,6 +143,10 @@ def _one(change: Change) -> bytes:
         if text is not None and _readable(text) != text:
             fields[name] = _readable(text)
             fields[f"{name}_b64"] = base64.b64encode(os.fsencode(text)).decode()
+    if change.process is not None:
+        shown = msgspec.structs.asdict(change.process)
+        readable = {key: text and _readable(text) for key, text in shown.items()}
+        fields["process"] = msgspec.convert(readable, Process)
     return line(ChangeLine(**fields))
 
 

@@ -47,7 +47,7 @@ def text(change: Change, kinds: str | None = None) -> str:
     path = visible(change.path) + slash
     if change.old_path is not None:
         path = f"{visible(change.old_path)}{slash} -> {path}"
-    return f"{when}  {label} {change.pid or '-':>7}  {path}{_remarks(change)}"
+    return f"{when}  {label} {change.pid or '-':>7}  {path}{_by(change)}{_remarks(change)}"
 
 
 def column(kinds: tuple[str, ...]) -> str:
@@ -67,6 +67,16 @@ def _escaped(c: str) -> str:
     if "\udc80" <= c <= "\udcff":  # a byte that is not UTF-8
         return f"\\x{ord(c) - 0xDC00:02x}"
     return repr(c)[1:-1]
+
+
+def _by(change: Change) -> str:
+    process = change.process
+    if process is None:
+        return ""
+    if process.state == "gone":
+        return "  by ? (gone)"
+    user = f" as {visible(process.user)}" if process.user is not None else ""
+    return f"  by {visible(process.exe or process.name or '?')}{user}"
 
 
 def _remarks(change: Change) -> str:

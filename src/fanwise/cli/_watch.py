@@ -27,6 +27,7 @@ _OF_MOUNTS = ("mounted", "unmounted")  # told of a root whatever is asked for, s
 @click.option(
     "--ignore-pid", type=int, multiple=True, metavar="PID", help="Leave out what a process does."
 )
+@click.option("--who", is_flag=True, help="Tell the process: name, executable, user, cgroup.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of a line, and nothing else.")
 @click.pass_obj
 def command(
@@ -39,6 +40,7 @@ def command(
     pure: bool,
     no_recursive: bool,
     ignore_pid: tuple[int, ...],
+    who: bool,
     schema: bool,
 ) -> int:
     """Print what changes at and below each PATH, until SIGINT or SIGTERM.
@@ -58,6 +60,7 @@ def command(
         "watch.exclude": exclude or None,
         "watch.queue": queue,
         "watch.pure": pure or None,
+        "watch.who": who or None,
     }
     settings = config.load(file, flags=flags).config.watch
     changes = watch(
@@ -68,6 +71,7 @@ def command(
         ignore_pids=[os.getpid(), *ignore_pid],
         queue=settings.queue,
         pure=settings.pure or None,
+        who=settings.who,
     )
     signals = Signals(changes.pause)
     signals.start()
@@ -80,6 +84,12 @@ def command(
     try:
         _refuse_feedback(output, changes)
         _name_unwatched(changes)
+        if changes.who_limits is not None:
+            click.echo(
+                "fanwise: only processes that live long enough to be looked at are named: "
+                + changes.who_limits,
+                err=True,
+            )
         told: _Told
         if as_json:
             told = _Json(output)

@@ -45,17 +45,16 @@ _DECL = re.compile(
 class Field(NamedTuple):
     """One field: ``size`` bytes at ``offset`` of a record.
 
-    ``count`` is the number of elements of an array, 1 for a single value. One of 0 bytes is the rest
-    of the record. ``dynamic`` is "",
-    "data" (the field says where in the record the value is) or "rel" (counted from the field's
-    end). ``text``: an array of char.
+    ``length`` is the number of elements of an array, 1 for a single value. One of 0 bytes is the
+    rest of the record. ``dynamic`` is "", "data" (the field says where in the record the value is)
+    or "rel" (counted from the field's end). ``text``: an array of char.
     """
 
     name: str
     offset: int
     size: int
     signed: bool
-    count: int
+    length: int
     dynamic: str
     text: bool
 
@@ -88,7 +87,7 @@ class Format(NamedTuple):
         special = [
             (i, field)
             for i, field in enumerate(fields)
-            if field.dynamic or field.count != 1 or not field.size
+            if field.dynamic or field.length != 1 or not field.size
         ]
         name = self.name
         straight = places == list(range(len(fields)))
@@ -222,8 +221,10 @@ def read_page(page: Buffer, header: PageHeader) -> Page:
             stamp = delta + (more << 27) & (1 << _STAMP_BITS) - 1
             # Its upper bits are those of the time before, with a carry (rb_fix_abs_ts).
             high = when >> _STAMP_BITS << _STAMP_BITS
-            when = high | stamp if high | stamp >= when or not high else (high | stamp) + (
-                1 << _STAMP_BITS
+            when = (
+                high | stamp
+                if high | stamp >= when or not high
+                else (high | stamp) + (1 << _STAMP_BITS)
             )
             at += 8
         when &= (1 << 64) - 1
@@ -262,11 +263,11 @@ def _code(field: Field) -> str:
         return "I"
     if field.text:
         return f"{field.size}s"
-    code = _CODES.get(field.size // field.count)
+    code = _CODES.get(field.size // field.length)
     if code is None:
         return f"{field.size}s"
     code = code if field.signed else code.upper()
-    return code if field.count == 1 else f"{field.size}s"
+    return code if field.length == 1 else f"{field.size}s"
 
 
 def _value(buffer: Buffer, start: int, end: int, field: Field, raw: Any) -> Any:
@@ -283,12 +284,12 @@ def _value(buffer: Buffer, start: int, end: int, field: Field, raw: Any) -> Any:
         return raw.partition(b"\0")[0]
     if not field.size:
         return raw
-    width = field.size // field.count
+    width = field.size // field.length
     code = _CODES.get(width)
     if code is None:
         return raw
     code = code if field.signed else code.upper()
-    return struct.unpack(f"{_ORDER}{field.count}{code}", raw)
+    return struct.unpack(f"{_ORDER}{field.length}{code}", raw)
 
 
 def stack_reader(form: Format) -> Reader:
@@ -297,7 +298,7 @@ def stack_reader(form: Format) -> Reader:
     The format declares eight callers and a record has as many as it says.
     """
     depth, caller = form.fields["size"], form.fields["caller"]
-    width = caller.size // caller.count if caller.count > 1 else struct.calcsize("=Q")
+    width = caller.size // caller.length if caller.length > 1 else struct.calcsize("=Q")
     code = _CODES.get(width, "q").upper()
     read_depth = form.reader((depth.name,))
 

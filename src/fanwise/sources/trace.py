@@ -72,19 +72,20 @@ class TraceEvent(NamedTuple):
 
 
 class TraceRecord(NamedTuple):
-    """One record: ``time`` in ns since boot (CLOCK_BOOTTIME), the event's name, its fields."""
+    """One record: ``time`` in ns since boot (CLOCK_BOOTTIME), event's name, fields, CPU."""
 
     time: int
     event: str
     values: tuple[Any, ...]
+    cpu: int
 
 
 class TraceLoss(NamedTuple):
-    """Records were lost between two times, ns since boot; ``count`` None when nobody counted."""
+    """Records were lost between two times, ns since boot; ``records`` None when nobody counted."""
 
     after: int
     before: int
-    count: int | None
+    records: int | None
 
 
 class TraceSource:
@@ -299,7 +300,7 @@ class TraceSource:
         found, self._held = self._held, []
         losses = []
         size, header, readers = self._header.size, self._header, self._readers
-        for fd in self._fds:
+        for cpu, fd in zip(self._cpus, self._fds, strict=True):
             for _ in range(_MOST_PAGES):
                 try:
                     data = os.read(fd, size)
@@ -319,7 +320,7 @@ class TraceSource:
                     number = int.from_bytes(data[start : start + 2], sys.byteorder)
                     reader = readers.get(number)
                     if reader is not None:
-                        found.append(TraceRecord(when, reader[0], reader[1](data, start, end)))
+                        found.append(TraceRecord(when, reader[0], reader[1](data, start, end), cpu))
         # Stable: a stack stays behind its event, which has the same CPU and an earlier time.
         found.sort(key=_time)
         if found and found[-1].time > begin:
@@ -359,7 +360,7 @@ class TraceSource:
         return TraceLoss(after, time.clock_gettime_ns(time.CLOCK_BOOTTIME), new)
 
     def wall(self, when: int) -> float:
-        """Convert a record's time to seconds since the epoch, by the clocks as they stood at open()."""
+        """Convert a record's time to seconds since the epoch, by the clocks as at open()."""
         return (when + self.clock_offset) / 1e9
 
 

@@ -103,6 +103,7 @@ def awatch(
     queue: int = 256 << 20,
     timeout: float | None = None,
     pure: bool | None = None,
+    who: bool = False,
 ) -> AsyncWatch:
     """Watch files and directories from asyncio or trio; the arguments are those of `watch`.
 
@@ -112,4 +113,6 @@ def awatch(
 
     Raises as `watch` does.
     """
-    return AsyncWatch(Watch(paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure))
+    return AsyncWatch(
+        Watch(paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure, who)
+    )

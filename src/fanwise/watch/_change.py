@@ -4,6 +4,8 @@ import msgspec
 
 from fanwise.kernel import fanotify as fan
 
+from ._process import Process
+
 # The kinds that records can hold, in the order in which one change names them, and their bits.
 _BITS = {
     "created": fan.FAN_CREATE,
@@ -63,6 +65,8 @@ class Change(
     ``identity``: names the object for as long as its filesystem is mounted; see `identity`.
     ``time``: seconds since the epoch, of reading; the kernel gives none.
 
+    ``process``: with ``who``, the process of that pid; see `Process`. None when ``pid`` is 0.
+
     ``replaced``: the identity of the object that a rename put out of its name, None when there was
     none or it is not known. ``unlinked``: done through an open file whose name was deleted before.
     ``exists``: for created and deleted in one change, how it ended. ``correction``: told because
@@ -88,3 +92,4 @@ class Change(
     roots: tuple[str, ...] | None = None
     count: int | None = None
     source: str | None = None
+    process: Process | None = None

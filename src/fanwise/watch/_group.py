@@ -24,6 +24,8 @@ from fanwise.names.scan import Scanner, scan_mount
 from fanwise.names.teller import Settings
 from fanwise.sources.fanotify import FanotifySource
 
+from ._who import Windows
+
 _SYNC_SECONDS = 2.0
 _COVERED_SECONDS = 1.0  # how often a mount that is covered is looked for in mountinfo
 
@@ -54,6 +56,7 @@ class Group:
         self.scanner: Scanner
         self._farewell: str | None = None
         self._armed = self._unplugged = False
+        self.windows: Windows | None = None  # to be set before open() by who wants to know
         self._read_all = False  # the drain ended, and what it had read was taken
         self._error = 0  # the errno that ended it, until it is raised
         self._look_again = 0.0
@@ -85,7 +88,7 @@ class Group:
                 self._parts,
                 dirs,
                 self.scanner,
-                drain.take,
+                self.windows.taking(drain.take) if self.windows is not None else drain.take,
                 lambda: bool(drain.sync(_SYNC_SECONDS)),
                 self._settings,
             )
@@ -166,6 +169,10 @@ class Group:
     def sync(self) -> bool:
         """Take all that was raised before this call; False when that cannot be said."""
         return self.resolver.intake.sync()
+
+    def empty(self, timeout: float) -> bool:
+        """Read the kernel's queue until it is empty; whether it was seen so."""
+        return self.source.state == "MARKED" and bool(self.source.drain.sync(timeout))
 
     # -- the mount --
 

@@ -33,6 +33,7 @@ from fanwise.names.teller import Settings
 
 from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, MOUNT_KINDS, Change, mask_of, own_work_shows
 from ._group import Group
+from ._who import Who, Windows
 
 _SLICE = 4096  # changes
 _AGAIN = 1.0  # seconds
@@ -125,6 +126,7 @@ class Watch:
         queue: int,
         timeout: float | None,
         pure: bool | None,
+        who: bool = False,
     ) -> None:
         if not paths:
             raise FanwiseError("nothing to watch", "give at least one path")
@@ -160,6 +162,7 @@ class Watch:
             )
         self.timeout = timeout
         self._parts = parts(pure)
+        self._who = Who() if who else None
         self._groups: list[Group] = []
         self._helpers: Helpers | None = None
         self._roots: list[WatchedRoot] = []
@@ -203,6 +206,9 @@ class Watch:
             self._epoll.register(self._mountinfo, select.EPOLLPRI | select.EPOLLERR)
             self._mount_poll.register(self._mountinfo2, select.POLLPRI | select.POLLERR)
             self._mount_poll.poll(0)
+            if self._who is not None:
+                self._who.open()
+                self._epoll.register(self._who.timer, select.EPOLLIN)
             there = mounts()
             self._mounts = set(map(_known, there))
             for mount, paths in self._by_mount():
@@ -219,6 +225,8 @@ class Watch:
                     self._waker.wake,
                     self._helpers,
                 )
+                if self._who is not None:
+                    group.windows = Windows()
                 group.open()
                 self._groups.append(group)
                 self._epoll.register(group.fileno(), select.EPOLLIN)
@@ -261,6 +269,8 @@ class Watch:
             self._helpers.close()  # first: a scan waits for it
         for group in self._groups:
             group.close()
+        if self._who is not None:
+            self._who.close()
         if self._epoll is not None:
             self._epoll.close()
         if self._waker is not None:
@@ -343,6 +353,8 @@ class Watch:
         while True:
             # Before looking: what wakes from here on is seen, or leaves fileno() readable.
             self._waker.clear()
+            if self._who is not None and self._who.due():
+                self._tick(self._who)
             rows = self._mounts_moved() or self._slice() or self._mounts_changed()
             if rows or self.ended:
                 return rows
@@ -379,6 +391,8 @@ class Watch:
             for group in self._groups:
                 rows = group.step(_SLICE)
                 if rows:
+                    if self._who is not None and group.windows is not None:
+                        self._who.name(rows, group.windows)
                     # Whoever waits on fileno() must hear of what is left.
                     if group.pending or len(self._groups) > 1:
                         self._wake()
@@ -387,7 +401,17 @@ class Watch:
                 busy = busy or group.pending
         if self._helpers is not None and taken:
             self._helpers.bury(dead)
+        if self._who is not None:
+            self._who.rested(group.windows for group in self._groups if group.windows is not None)
         return []
+
+    def _tick(self, who: Who) -> None:
+        synced = []
+        for group in self._groups:
+            when = time.time_ns()
+            if group.windows is not None and group.empty(_SOON):
+                synced.append((group.windows, when))
+        who.tick(synced)
 
     def _mounts_moved(self) -> list[Change]:
         # A directory above a mount point was renamed: mountinfo tells where the mount is now, but
@@ -499,9 +523,19 @@ class Watch:
         """``"native"`` or ``"pure"``."""
         return self._parts.name
 
+    @property
+    def who_limits(self) -> str | None:
+        """With ``who``: why processes that ended early are not named; None when they are."""
+        return self._who.limits if self._who is not None else None
+
     def stats(self) -> dict[str, int]:
-        """Return counters: records, bytes, reads, lost, backlog_bytes, peak_bytes, tree_bytes."""
+        """Return counters: records, bytes, reads, lost, backlog_bytes, peak_bytes, tree_bytes.
+
+        With ``who`` also who_trace_records, who_trace_lost and who_processes.
+        """
         total: dict[str, int] = {"tree_bytes": 0}
+        if self._who is not None:
+            total |= self._who.stats()
         for group in self._groups:
             total["tree_bytes"] += group.resolver.tree.nbytes
             for key, value in group.source.drain.stats().items():
@@ -560,6 +594,7 @@ def watch(
     queue: int = 256 << 20,
     timeout: float | None = None,
     pure: bool | None = None,
+    who: bool = False,
 ) -> Watch:
     """Watch files and directories, with everything below them, for changes.
 
@@ -575,7 +610,7 @@ def watch(
     ``ignore_pids``: processes whose changes are not told. ``queue``: bytes of records held for a
     consumer that is slow; beyond them changes are counted and told as ``lost``. ``timeout``:
     iteration ends when nothing came for so many seconds. ``pure``: True for the Python twin of the
-    native module.
+    native module. ``who``: find out which process did each change; see `Process`.
 
     Nothing starts before ``with``. Needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH. See `Change`, and
     the page on guarantees for what is promised and what breaks it.
@@ -583,4 +618,4 @@ def watch(
     Raises FanwiseError for arguments that make no sense, NotWatchable on entering.
     Linux reference: fanotify(7).
     """
-    return Watch(paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure)
+    return Watch(paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure, who)

@@ -1,0 +1,242 @@
+"""The private tracefs instance: its life, what it leaves alone, and its losses."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fanwise.sources.trace import STACK, TraceEvent, TraceSource, remove_dead
+from tests.kernel.conftest import run
+
+RENAME = TraceEvent("task/task_rename", ("pid", "newcomm"))
+HOLD = """
+import sys
+from fanwise.sources.trace import TraceEvent, TraceSource
+source = TraceSource([TraceEvent("task/task_rename")], tracefs=sys.argv[1])
+source.open()
+print(source.state, source.path, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def tracefs(tmp_path: Path) -> Iterator[str]:
+    """A tracefs mount of our own (of the one tracefs that there is)."""
+    point = tmp_path / "tracefs"
+    point.mkdir()
+    run("mount", "-t", "tracefs", "fanwise-test", str(point))
+    try:
+        yield str(point)
+    finally:
+        run("umount", str(point))
+
+
+def rename_self(*names: str) -> None:
+    """Raise one record for each name."""
+    with open("/proc/self/comm") as file:
+        before = file.read().strip()
+    fd = os.open("/proc/self/comm", os.O_WRONLY)
+    try:
+        for name in (*names, before):
+            os.write(fd, name.encode())
+    finally:
+        os.close(fd)
+
+
+def instances(tracefs: str) -> list[str]:
+    return [n for n in os.listdir(f"{tracefs}/instances") if n.startswith(f"fanwise-{os.getpid()}")]
+
+
+def machine(tracefs: str) -> dict[str, str]:
+    """What is set outside of instances."""
+    found = {}
+    names = ("set_event", "tracing_on", "current_tracer", "trace_clock", "buffer_size_kb")
+    for name in (*names, "buffer_percent", "trace_options", "events/enable", "set_event_pid"):
+        found[name] = Path(tracefs, name).read_text()
+    return found
+
+
+def test_records_come_with_time_and_fields(tracefs):
+    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    with TraceSource([RENAME], tracefs=tracefs) as source:
+        assert (source.state, source.reason, source.missing) == ("UP", None, {})
+        rename_self("fw-one", "fw-two")
+        records, losses = source.take()
+        after = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        ours = [r for r in records if r.values[0] == os.getpid()]
+        assert [r.values[1] for r in ours][:2] == [b"fw-one", b"fw-two"]
+        assert losses == []
+        assert all(r.event == "task/task_rename" for r in ours)
+        assert before <= ours[0].time <= ours[1].time <= source.complete_to <= after
+        assert abs(source.wall(ours[0].time) - time.time()) < 5
+
+
+def test_nothing_outside_of_the_instance_changes(tracefs):
+    before = machine(tracefs)
+    source = TraceSource([RENAME._replace(filter="pid > 0", stacks=1)], tracefs=tracefs)
+    with source:
+        assert source.state == "UP"
+        assert machine(tracefs) == before
+        assert len(instances(tracefs)) == 1
+        rename_self("fw-one")
+        source.take()
+    assert source.state == "CLOSED"
+    assert machine(tracefs) == before
+    assert instances(tracefs) == []
+
+
+def test_two_at_once(tracefs):
+    with TraceSource([RENAME], tracefs=tracefs) as one:
+        with TraceSource([RENAME], tracefs=tracefs) as two:
+            rename_self("fw-one")
+            for source in (one, two):
+                assert b"fw-one" in [r.values[1] for r in source.take()[0]]
+        rename_self("fw-two")
+        assert b"fw-two" in [r.values[1] for r in one.take()[0]]
+
+
+def test_a_filter_and_a_limited_number_of_stacks(tracefs):
+    event = RENAME._replace(filter='newcomm == "fw-yes"', stacks=2)
+    with TraceSource([event], tracefs=tracefs) as source:
+        rename_self("fw-yes", "fw-no", "fw-yes", "fw-yes")
+        records, _ = source.take()
+    assert [r.values[1] for r in records if r.event != STACK] == [b"fw-yes"] * 3
+    stacks = [r for r in records if r.event == STACK]
+    assert len(stacks) == 2
+    assert all(len(r.values[0]) > 3 and min(r.values[0]) > 0 for r in stacks)
+    first = records.index(stacks[0])
+    assert records[first - 1].cpu == stacks[0].cpu
+
+
+def test_it_wakes_for_a_single_record(tracefs):
+    import select
+
+    with TraceSource([RENAME._replace(filter='newcomm == "fw-yes"')], tracefs=tracefs) as source:
+        poll = select.poll()
+        for fd in source.filenos():
+            poll.register(fd, select.POLLIN)
+        assert poll.poll(0) == []
+        rename_self("fw-yes")
+        assert poll.poll(5000)
+
+
+def test_losses_are_counted(tracefs):
+    # 20,000 records of some 60 bytes in buffers of 64 KiB.
+    event = TraceEvent("task/task_rename", ("newcomm",), filter=f"pid == {os.getpid()}")
+    before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    with TraceSource([event], kb=64, tracefs=tracefs) as source:
+        rename_self(*["fw-storm"] * 19_999)
+        records, losses = source.take()
+        assert losses
+        assert len(records) + sum(loss.records or 0 for loss in losses) == 20_000
+        assert source.lost == 20_000 - len(records)
+        assert source.counters()["overrun"] == source.lost
+        for loss in losses:
+            assert before < loss.after < records[0].time < records[-1].time < loss.before
+        rename_self("fw-after")
+        records, losses = source.take()
+        assert next(r.values[0] for r in records) == b"fw-after"
+        assert losses == []
+
+
+def test_a_missing_event_degrades(tracefs):
+    absent = TraceEvent("fanwise/nonsense")
+    wrong = RENAME._replace(fields=("nonsense",))
+    with TraceSource([RENAME, absent], tracefs=tracefs) as source:
+        assert source.state == "DEGRADED"
+        assert list(source.missing) == ["fanwise/nonsense"]
+        rename_self("fw-one")
+        assert source.take()[0]
+    for events in ([absent], [wrong], [RENAME._replace(filter="nonsense == 1")]):
+        with TraceSource(events, tracefs=tracefs) as source:
+            assert source.state == "DOWN"
+            assert events[0].name in str(source.reason)
+            assert source.take() == ([], [])
+            assert instances(tracefs) == []
+
+
+def test_no_tracefs(tmp_path):
+    with TraceSource([RENAME], tracefs=str(tmp_path)) as source:
+        assert source.state == "DOWN"
+        assert str(tmp_path) in str(source.reason)
+
+
+def hold(tracefs: str) -> "tuple[subprocess.Popen[str], str]":
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tracefs],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    state, path = child.stdout.readline().split()
+    assert state == "UP"
+    return child, path
+
+
+def test_a_killed_one_is_removed_by_the_next_and_a_live_one_is_not(tracefs):
+    dead, left = hold(tracefs)
+    live, kept = hold(tracefs)
+    try:
+        dead.send_signal(signal.SIGKILL)
+        dead.communicate()
+        assert os.path.isdir(left)
+        # The second net: the kernel stopped it when the process was gone.
+        assert Path(left, "tracing_on").read_text() == "0\n"
+        with TraceSource([RENAME], tracefs=tracefs):
+            assert not os.path.exists(left)
+            assert os.path.isdir(kept)
+            assert Path(kept, "tracing_on").read_text() == "1\n"
+    finally:
+        for child in (dead, live):
+            child.kill()
+            child.communicate()
+        remove_dead(tracefs)
+    assert not os.path.exists(kept)
+
+
+def test_one_that_is_not_ours_stays(tracefs):
+    names = ["fanwise-1-1-1-0", "fanwise-test-other"]
+    paths = [f"{tracefs}/instances/{name}" for name in names]
+    try:
+        for path in paths:
+            os.mkdir(path)
+        assert not set(remove_dead(tracefs)) & set(names)
+        assert all(map(os.path.isdir, paths))
+    finally:
+        for path in paths:
+            os.rmdir(path)
+
+
+def test_a_forked_child_lets_go_and_removes_nothing(tracefs):
+    with TraceSource([RENAME], tracefs=tracefs) as source:
+        fds = source.filenos()
+        pid = os.fork()
+        if pid == 0:
+            closed = all(not os.path.exists(f"/proc/self/fd/{fd}") for fd in fds)
+            source.close()
+            os._exit(0 if closed and source.state == "CLOSED" else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        rename_self("fw-one")
+        assert source.take()[0]
+
+
+def test_an_unprivileged_user_is_told(tracefs):
+    script = (
+        "import os, sys; os.setgid(65534); os.setuid(65534)\n"
+        "from fanwise.sources.trace import TraceEvent, TraceSource\n"
+        "source = TraceSource([TraceEvent('task/task_rename')])\n"
+        "source.open(); print(source.state, source.reason, source.remedy)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", "import fanwise.sources.trace\n" + script],
+        capture_output=True,
+        text=True,
+    )
+    assert told.stdout.startswith("DOWN "), told
+    assert "root" in told.stdout
