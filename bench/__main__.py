@@ -18,7 +18,7 @@ from pathlib import Path
 from bench import _report
 from bench._harness import HERE, Bench, machine
 
-QUESTIONS = ("burst", "small_root", "ready", "scan", "races", "latency", "stuck_consumer")
+QUESTIONS = ("burst", "small_root", "ready", "scan", "races", "latency", "stuck_consumer", "who")
 
 
 def main(argv: list[str] | None = None) -> None:

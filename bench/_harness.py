@@ -223,6 +223,11 @@ def _library(*more: str) -> Callable[[Bench, Path], list[str]]:
     return argv
 
 
+def _without_tracefs(bench: Bench, root: Path) -> list[str]:
+    hide = ["unshare", "--mount", "sh", "-c", 'umount -a -t tracefs; exec "$@"', "sh"]
+    return [*hide, *_library("who")(bench, root)]
+
+
 def _command(*more: str) -> Callable[[Bench, Path], list[str]]:
     def argv(bench: Bench, root: Path) -> list[str]:
         need(FANWISE)
@@ -251,6 +256,8 @@ CONTENDERS = {
         Contender("library scan", _library("scan"), READY, json_records, drains=True),
         Contender("pure", _library("count", "--pure"), READY, json_records, drains=True),
         Contender("pure names", _library("record", "--pure"), READY, json_records, drains=True),
+        Contender("library who", _library("who"), READY, json_records, drains=True),
+        Contender("library who, no tracefs", _without_tracefs, READY, json_records, drains=True),
         Contender("watch --json", _command(), JSON_READY, json_records, drains=True),
         Contender("inotifywait", _inotifywait, b"Watches established.", inotifywait_records),
         Contender("watchdog", _peer("watchdog"), READY, json_records),

@@ -4,6 +4,7 @@ python _library.py MODE [--pure] [--stall SECONDS] [--queue BYTES] PATH
 
 count   looks at every Change and keeps only totals: the cost of watching
 record  keeps every Change, and prints them when it has been told to end: for truth and times
+who     asks for processes, and says of how many files the writer is known
 scan    ends by itself when the whole model is there, and says what that took
 """
 
@@ -78,6 +79,29 @@ def record(watch) -> dict:
     return {}
 
 
+def who(watch) -> dict:
+    """Of each file that a writer of the storm made, what is known of the writer."""
+    seen: Counter = Counter()
+    files: dict[str, object] = {}
+    facts: Counter = Counter()
+    for batch in watch.batches():
+        for change in batch:
+            facts.update(change.kinds)
+            # Of the changes of a file that a process did, one says as much as the other.
+            if change.pid and not change.is_dir:
+                known = files.get(change.path)
+                if known is None or known.state == "gone":
+                    files[change.path] = change.process
+    for process in files.values():
+        seen["files"] += 1
+        seen["named"] += process.name == "fw-writer"
+        seen["exe"] += (process.exe or "").endswith("/fw-writer")
+        seen["user"] += process.user == "root"
+        seen["gone"] += process.state == "gone"
+        seen["wrong"] += process.name not in (None, "fw-writer")
+    return {"facts": facts, "who": seen, "stats": watch.stats()}
+
+
 def scan(watch, entered: dict) -> dict:
     while not watch.scanned:
         watch.read(0.01)  # what the scan finds is taken over when the program reads
@@ -92,7 +116,7 @@ def scan(watch, entered: dict) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=("count", "record", "scan"))
+    parser.add_argument("mode", choices=("count", "record", "scan", "who"))
     parser.add_argument("--pure", action="store_true")
     parser.add_argument("--stall", type=float, default=0, help="seconds before the first read")
     parser.add_argument("--queue", type=int)
@@ -102,7 +126,7 @@ def main() -> None:
     gc.collect()
     before = {"cpu": time.process_time(), "at": time.monotonic(), "anonymous": anonymous()}
     # pure=False is an error where the native module is missing, not a silent change of subject.
-    with fanwise.watch(args.path, pure=args.pure, **more) as watch:
+    with fanwise.watch(args.path, pure=args.pure, who=args.mode == "who", **more) as watch:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: watch.stop())
         print("READY", flush=True)
@@ -112,7 +136,7 @@ def main() -> None:
             end = time.monotonic() + args.stall
             while (left := end - time.monotonic()) > 0:
                 time.sleep(left)
-            result = (count if args.mode == "count" else record)(watch)
+            result = {"count": count, "record": record, "who": who}[args.mode](watch)
     print(json.dumps({"type": "stopped", **result}))
     sys.stdout.flush()
 

@@ -77,6 +77,14 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("moves_none", "one directory: not named", ".0f"),
     ],
     "latency": [("median_ms", "median ms", ".3f"), ("p99_ms", "99 % ms", ".3f")],
+    "who": [
+        ("named_share", "writers with name", ".2%"),
+        ("exe_share", "with executable", ".2%"),
+        ("user_share", "with user", ".2%"),
+        ("who_wrong", "named wrong", ".0f"),
+        ("us_each", "CPU us a writer", ".1f"),
+        ("trace_lost", "trace records lost", ".0f"),
+    ],
     "stuck_consumer": [
         ("peak_mib", "peak MiB", ".0f"),
         ("delivered", "delivered", ".0f"),

@@ -27,6 +27,7 @@ def test_defaults(tmp_path):
     assert loaded.config.watch.exclude == ()
     assert "opened" not in loaded.config.watch.kinds
     assert loaded.config.watch.pure is False
+    assert loaded.config.watch.who is False
     assert set(loaded.origins.values()) == {"default"}
 
 
@@ -48,6 +49,7 @@ def test_flags_over_environment_over_file_over_defaults(write):
         "watch.exclude": "environment FANWISE_WATCH_EXCLUDE",
         "watch.kinds": "default",
         "watch.pure": f"{file}:5",
+        "watch.who": "default",
     }
 
 
@@ -84,7 +86,7 @@ def test_where_the_file_is_looked_for(tmp_path, write):
     ("text", "line", "reason", "remedy"),
     [
         ("[watch]\n\nqueu = 1\n", 3, "unknown key 'queu' in [watch]", "did you mean 'queue'?"),
-        ("[watch]\nzzz = 1", 2, "unknown key 'zzz'", "valid are: queue, exclude, kinds, pure"),
+        ("[watch]\nzzz = 1", 2, "unknown key 'zzz'", "valid are: queue, exclude, kinds, pure, who"),
         ("\n[wtach]\n", 2, "unknown section 'wtach'", "did you mean 'watch'?"),
         ("watch = 3", 1, "watch is a section, not a value", "write [watch]"),
         ("[[watch]]", 1, "watch is a section, not a value", "write [watch]"),

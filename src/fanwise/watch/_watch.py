@@ -410,7 +410,7 @@ class Watch:
         for group in self._groups:
             when = time.time_ns()
             if group.windows is not None and group.empty(_SOON):
-                synced.append((group.windows, when))
+                synced.append((group.windows, when, time.time_ns()))
         who.tick(synced)
 
     def _mounts_moved(self) -> list[Change]:

@@ -71,7 +71,13 @@ class Windows:
     """When the queue of one kernel group was seen empty; ns since the epoch."""
 
     def __init__(self) -> None:
-        self.marks: list[int] = [time.time_ns()]
+        # (after, since): what is read later than ``after`` was raised later than ``since``.
+        self.marks: list[tuple[int, int]] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.marks = [(time.time_ns(),) * 2]
 
     def taking(
         self, take: Callable[[], tuple[bytes, int, bool, int] | None]
@@ -81,22 +87,22 @@ class Windows:
         def wrapped() -> tuple[bytes, int, bool, int] | None:
             taken = take()
             if taken is not None and taken[2]:
-                self.mark(taken[1])
+                self.mark(taken[1], taken[1])
             return taken
 
         return wrapped
 
-    def mark(self, when: int) -> None:
-        """Note that nothing raised before ``when`` is unread behind it."""
-        if when > self.marks[-1]:
-            self.marks.append(when)
+    def mark(self, since: int, after: int) -> None:
+        """Note that what was raised before ``since`` had all been read at ``after``."""
+        if (after, since) > self.marks[-1]:
+            self.marks.append((after, since))
             if len(self.marks) > _MOST_MARKS:
                 del self.marks[: _MOST_MARKS // 2]
 
     def begin(self, when: int) -> int | None:
         """Return since when a record that was read at ``when`` can have been raised."""
-        at = bisect_left(self.marks, when - _RESOLUTION) - 1
-        return self.marks[at] if at >= 0 else None
+        at = bisect_left(self.marks, (when - _RESOLUTION,)) - 1
+        return self.marks[at][1] if at >= 0 else None
 
 
 class _Holder:
@@ -115,7 +121,7 @@ class _Holder:
         self.sure_until: int | None = None  # records were lost then: it may have ended since
         self.seen_at = self.alive_at = 0
         self.uid: int | None = None
-        self.uid_moved = False  # it changed since the last window
+        self.uid_moved = 0  # when it was last seen to be another one
         self.cgroup: str | None = None
         self.queued = False  # for removal
         self.made: tuple[Any, Process] | None = None
@@ -126,6 +132,12 @@ class _Holder:
             if image[0] <= when:
                 return image
         return 0, None, None
+
+    def run_as(self, uid: int, when: int) -> None:
+        """Note whose it was at a time."""
+        if self.uid is not None and self.uid != uid:
+            self.uid_moved = when
+        self.uid = uid
 
     def become(self, when: int, name: str | None, exe: str | None) -> None:
         """Note that it has another name or executable from now on."""
@@ -212,11 +224,11 @@ class Who:
         uids: list[tuple[_Holder, int]] = []
         for pid, when in pids.items():
             self._look(pid, int(when * 1e9) + offset, looks, uids)
+        seen = now()
         self._catch_up(looks)
         for holder, uid in uids:
             if self._newest(holder.pid) is holder and holder.ended is None:
-                holder.uid_moved = holder.uid is not None and holder.uid != uid
-                holder.uid = uid
+                holder.run_as(uid, seen)
         made: dict[tuple[int, float], Process] = {}
         put = msgspec.structs.force_setattr
         stepped = now() < self._stepped
@@ -277,7 +289,8 @@ class Who:
         if not whole and (holder.start > low or holder.alive_at < high):
             return GONE
         since, name, exe = holder.image(high)
-        user = None if holder.uid_moved else holder.uid
+        # It changed after the window began: which of the two it was is not known.
+        user = holder.uid if low >= holder.uid_moved else None
         key = since, name, exe, user, holder.seen_at
         if holder.made is None or holder.made[0] != key:
             state: Any = "seen" if holder.seen_at else "traced"
@@ -430,8 +443,8 @@ class Who:
         if not self._tracing:
             holder.images = [(0, found.name, found.exe)]
         elif since < found.begin:
-            # What a zombie was before can only be told by the trace.
-            image = since, found.name, found.exe or (exe if found.zombie else None)
+            # One that is about to end has none any more; the trace knows what it was.
+            image = since, found.name, found.exe or exe
             if holder.images:
                 at = max(i for i, one in enumerate(holder.images) if one[0] == since)
                 holder.images[at] = image
@@ -440,8 +453,7 @@ class Who:
         else:
             return  # exec meanwhile: which of the two was seen is not known
         holder.seen_at = found.end
-        holder.uid_moved = holder.uid is not None and holder.uid != found.uid
-        holder.uid = found.uid
+        holder.run_as(found.uid, found.end)
         if found.cgroup is not None or not found.zombie:
             holder.cgroup = found.cgroup
 
@@ -467,11 +479,14 @@ class Who:
         except BlockingIOError:
             return False
 
-    def tick(self, synced: Iterable[tuple[Windows, int]]) -> None:
-        """Keep up: ``synced`` are the queues that were seen empty, and when (wall ns)."""
-        for windows, when in synced:
+    def tick(self, synced: Iterable[tuple[Windows, int, int]]) -> None:
+        """Keep up: ``synced`` are the queues that were seen empty, since when and at what time.
+
+        Both in ns since the epoch.
+        """
+        for windows, since, after in synced:
             self._check_clock(windows)
-            windows.mark(when)
+            windows.mark(since, after)
         self._catch_up()
         if self._tracing:
             loss = self.trace.lost_unseen()
@@ -489,7 +504,7 @@ class Who:
 
     def rested(self, all_windows: Iterable[Windows]) -> None:
         """Note that all that was read is told."""
-        self._safe = min((w.marks[-1] for w in all_windows), default=0) + self._offset
+        self._safe = min((w.marks[-1][1] for w in all_windows), default=0) + self._offset
 
     def _prune(self, force: bool = False) -> None:
         while self._dead:
@@ -514,7 +529,7 @@ class Who:
         if abs(offset - self._offset) > _STEP:
             # The wall clock was set: times from before it cannot be compared.
             self._stepped = now() + _STEP_FOR
-            windows.marks = [time.time_ns()]
+            windows.clear()
         self._offset = offset
 
 

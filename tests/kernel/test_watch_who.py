@@ -1,0 +1,458 @@
+"""Who did it: short-lived writers, exec, numbers used again, privileges dropped, no tracefs."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fanwise
+from fanwise import Change
+from tests.kernel.conftest import run
+from tests.kernel.watching import watching
+
+EXE = os.readlink("/proc/self/exe")
+
+
+@pytest.fixture
+def tracefs(tmp_path: Path) -> Iterator[str]:
+    """A tracefs mount, which the watch finds by itself."""
+    point = tmp_path / "tracefs"
+    point.mkdir()
+    run("mount", "-t", "tracefs", "fanwise-test", str(point))
+    try:
+        yield str(point)
+    finally:
+        run("umount", str(point))
+
+
+def of(changes: list[Change], path: Path) -> list[Change]:
+    return [c for c in changes if c.path == str(path)]
+
+
+def python(script: str, *argv: object) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, argv)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def drained(watch: fanwise.Watch, records: int) -> None:
+    """Wait until the drain has read so many records, without reading the watch."""
+    deadline = time.monotonic() + 20
+    while watch.stats()["records"] < records:
+        assert time.monotonic() < deadline, watch.stats()
+        time.sleep(0.001)
+
+
+def test_without_who_there_is_no_process(tmpfs, tracefs):
+    with watching(tmpfs) as reader:
+        (tmpfs / "a").touch()
+        assert all(c.process is None for c in reader.told())
+        assert reader.watch.who_limits is None
+        assert not [n for n in os.listdir(f"{tracefs}/instances") if f"-{os.getpid()}-" in n]
+
+
+def test_short_lived_writers_are_named(tmpfs, tracefs, pure):
+    with watching(tmpfs, who=True, pure=pure) as reader:
+        assert reader.watch.who_limits is None
+        run("/bin/sh", "-c", f"/usr/bin/touch {tmpfs}/a; (: > {tmpfs}/b); /bin/mkdir {tmpfs}/c")
+        (tmpfs / "d").touch()
+        told = reader.told()
+        for name, comm, exe in (
+            ("a", "touch", "touch"),
+            ("b", "sh", "sh"),
+            ("c", "mkdir", "mkdir"),
+        ):
+            found = {c.process for c in of(told, tmpfs / name)}
+            assert len(found) == 1, found
+            process = found.pop()
+            assert process is not None
+            assert (process.name, os.path.basename(process.exe or "")) == (comm, exe)
+            assert process.state in ("traced", "seen")
+            if process.state == "traced":
+                assert (process.user, process.cgroup) == (None, None)
+        (own,) = {c.process for c in of(told, tmpfs / "d")}
+        assert own is not None
+        assert (own.exe, own.user, own.state) == (EXE, "root", "seen")
+        assert own.cgroup is not None
+        assert own.name == Path("/proc/self/comm").read_text().strip()
+    assert not [n for n in os.listdir(f"{tracefs}/instances") if f"-{os.getpid()}-" in n]
+
+
+def test_a_name_is_inherited_over_forks_and_kept_after_death(tmpfs, tracefs):
+    script = """
+import os, sys
+with open("/proc/self/comm", "w") as f: f.write("fw-parent")
+for depth in range(3):
+    if os.fork():
+        os.wait()
+        os._exit(0)
+open(sys.argv[1], "w").close()
+"""
+    with watching(tmpfs, who=True) as reader:
+        child = python(script, tmpfs / "a")
+        child.communicate()
+        (found,) = {c.process for c in of(reader.told(), tmpfs / "a")}
+        assert found is not None
+        assert (found.name, found.state) == ("fw-parent", "traced")
+        assert os.path.basename(found.exe or "").startswith("python")
+
+
+EXEC = """
+import os, sys
+open(sys.argv[1], "w").close()
+print("done", flush=True)
+sys.stdin.readline()
+os.execv("/bin/sleep", ["sleep", "60"])
+"""
+
+
+def test_exec_between_the_change_and_the_look(tmpfs, tracefs):
+    with watching(tmpfs, who=True) as reader:
+        reader.told()
+        before = reader.watch.stats()["records"]
+        child = python(EXEC, tmpfs / "a")
+        try:
+            assert child.stdout is not None
+            assert child.stdin is not None
+            child.stdout.readline()
+            drained(reader.watch, before + 1)
+            time.sleep(0.05)  # more than a read is late; the exec is after it then
+            child.stdin.write("\n")
+            child.stdin.flush()
+            deadline = time.monotonic() + 20
+            while Path(f"/proc/{child.pid}/comm").read_text() != "sleep\n":
+                assert time.monotonic() < deadline
+            (found,) = {c.process for c in of(reader.told(), tmpfs / "a")}
+            assert found is not None
+            assert found.name is not None
+            assert found.name.startswith("python")
+            assert os.path.basename(found.exe or "").startswith("python")
+            with open(f"/proc/{child.pid}/root{tmpfs}/b", "w"):
+                pass
+        finally:
+            child.kill()
+            child.communicate()
+
+
+DROPS = """
+import os, sys
+for step in range(3):
+    sys.stdin.readline()
+    if step == 1:
+        os.setgid(65534); os.setuid(65534)
+    os.utime(sys.argv[1]) if step == 0 else open(sys.argv[1], "a").write("x")
+    print("done", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_privileges_dropped(tmpfs, tracefs):
+    file = tmpfs / "a"
+    file.touch()
+    file.chmod(0o666)
+    for parent in (tmpfs, *tmpfs.parents[:2]):
+        parent.chmod(0o755)  # directories of pytest let nobody else in
+    with watching(tmpfs, who=True) as reader:
+        child = python(DROPS, file)
+        users = []
+        try:
+            assert child.stdout is not None
+            assert child.stdin is not None
+            for _ in range(3):
+                child.stdin.write("\n")
+                child.stdin.flush()
+                child.stdout.readline()
+                users.append({c.process.user for c in of(reader.told(), file) if c.process})
+        finally:
+            child.kill()
+            child.communicate()
+        # In the first window after it the user may have been either: neither is told.
+        assert users[0] == {"root"}
+        assert None in users[1]
+        assert users[1] <= {None, "nobody"}
+        assert users[2] == {"nobody"}
+
+
+# Makes a process with a number of our choice (clone3 with set_tid): it runs a program.
+REUSE = """
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+class Args(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_uint64) for n in ("flags", "pidfd", "child_tid", "parent_tid",
+        "exit_signal", "stack", "stack_size", "tls", "set_tid", "set_tid_size", "cgroup")]
+def clone(pid, *argv):
+    tids = (ctypes.c_int * 1)(pid)
+    args = Args(exit_signal=17, set_tid=ctypes.addressof(tids), set_tid_size=1)
+    got = libc.syscall(435, ctypes.byref(args), ctypes.sizeof(args))
+    if got == 0:
+        os.execv(argv[0], argv)
+    assert got == pid, (got, ctypes.get_errno())
+"""
+FREE = """
+def free():
+    pid = 30000
+    while os.path.exists(f"/proc/{pid}"):
+        pid += 1
+    return pid
+"""
+FIRST_AND_SECOND = (
+    REUSE
+    + FREE
+    + """
+where = sys.argv[1]
+pid = free()
+clone(pid, "/usr/bin/touch", where + "/first")
+os.waitpid(pid, 0)
+print(pid, flush=True)
+sys.stdin.readline()
+clone(pid, "/bin/sleep", "60")
+print("again", flush=True)
+sys.stdin.readline()
+os.kill(pid, 9)
+os.waitpid(pid, 0)
+"""
+)
+
+
+def test_a_number_used_again(tmpfs, tracefs):
+    with watching(tmpfs, who=True) as reader:
+        reader.told()
+        before = reader.watch.stats()["records"]
+        child = python(FIRST_AND_SECOND, tmpfs)
+        try:
+            assert child.stdout is not None
+            assert child.stdin is not None
+            pid = int(child.stdout.readline())
+            drained(reader.watch, before + 1)
+            time.sleep(0.05)
+            child.stdin.write("\n")
+            child.stdin.flush()
+            child.stdout.readline()
+            deadline = time.monotonic() + 20
+            while Path(f"/proc/{pid}/comm").read_text() != "sleep\n":
+                assert time.monotonic() < deadline
+            told = of(reader.told(), tmpfs / "first")
+            assert {c.pid for c in told} == {pid}
+            (found,) = {c.process for c in told}
+            assert found is not None
+            # Never sleep, which has the number now.
+            assert (found.name, found.exe, found.state) == ("touch", "/usr/bin/touch", "traced")
+            with open(tmpfs / "second", "w"):
+                pass
+            child.stdin.write("\n")
+            child.stdin.flush()
+            child.wait(20)
+        finally:
+            child.kill()
+            child.communicate()
+
+
+STOPPED = (
+    REUSE
+    + FREE
+    + """
+import signal, subprocess
+where, watcher = sys.argv[1], int(sys.argv[2])
+os.kill(watcher, signal.SIGSTOP)
+while open(f"/proc/{watcher}/stat").read().rpartition(")")[2].split()[0] != "T":
+    time.sleep(0.001)
+pid = free()
+clone(pid, "/usr/bin/touch", where + "/first")
+os.waitpid(pid, 0)
+time.sleep(1.5)
+clone(pid, "/usr/bin/tee", where + "/second")
+time.sleep(0.2)
+os.kill(watcher, signal.SIGCONT)
+print(pid, flush=True)
+sys.stdin.readline()
+os.kill(pid, 9)
+os.waitpid(pid, 0)
+"""
+)
+
+
+def command(*argv: object, under: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
+    program = Path(sys.executable).with_name("fanwise")
+    return subprocess.Popen(
+        [*under, str(program), "watch", "--json", "--who", *map(str, argv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def lines(child: "subprocess.Popen[str]", last: str) -> list[dict]:
+    """Lines of the command up to a change of some path."""
+    assert child.stdout is not None
+    out = []
+    for text in child.stdout:
+        out.append(json.loads(text))
+        if out[-1].get("path", "").endswith(last):
+            return out
+    raise AssertionError(f"it ended: {out} {child.stderr.read() if child.stderr else ''}")
+
+
+def test_a_number_used_again_while_nobody_read_is_nobodys(tmpfs, tracefs):
+    watcher = command(tmpfs)
+    try:
+        assert watcher.stdout is not None
+        while json.loads(watcher.stdout.readline())["type"] != "scanned":
+            pass
+        child = python(STOPPED, tmpfs, watcher.pid)
+        try:
+            assert child.stdout is not None
+            child.stdout.readline()
+            found = lines(watcher, "/second")
+        finally:
+            child.communicate("\n")
+        for line in found:
+            if line.get("path", "").endswith(("/first", "/second")):
+                assert line["process"] == {
+                    "name": None, "exe": None, "user": None, "cgroup": None, "state": "gone",
+                }  # fmt: skip
+    finally:
+        watcher.terminate()
+        watcher.communicate()
+
+
+NO_TRACEFS = ("unshare", "--mount", "sh", "-c", 'umount -a -t tracefs; exec "$@"', "sh")
+
+
+def test_without_tracefs_only_who_is_still_there_is_named(tmpfs):
+    watcher = command(tmpfs, under=NO_TRACEFS)
+    long = python("import sys\nfor line in sys.stdin: open(line.strip(), 'w').close()")
+    try:
+        assert watcher.stdout is not None
+        assert watcher.stderr is not None
+        assert "tracefs is not mounted; mount it with" in watcher.stderr.readline()
+        while json.loads(watcher.stdout.readline())["type"] != "scanned":
+            pass
+        time.sleep(1.2)  # two looks at the queue: the long one was there before the window
+        run("/usr/bin/touch", str(tmpfs / "short"))
+        assert long.stdin is not None
+        long.stdin.write(f"{tmpfs}/long\n")
+        long.stdin.flush()
+        found = lines(watcher, "/long")
+        by = {os.path.basename(x["path"]): x["process"] for x in found if x["type"] == "change"}
+        assert by["short"]["state"] == "gone"
+        assert by["short"]["name"] is None
+        assert by["long"]["state"] == "seen"
+        assert by["long"]["exe"] == EXE
+        assert by["long"]["user"] == "root"
+    finally:
+        long.communicate()
+        watcher.terminate()
+        watcher.communicate()
+
+
+SPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+IN_SPACE = (
+    REUSE
+    + """
+import fanwise
+where = sys.argv[1]
+with fanwise.watch(where, who=True) as watch:
+    assert "initial pid namespace" in watch.who_limits, watch.who_limits
+    pid = 4000
+    clone(pid, "/usr/bin/touch", where + "/first")
+    os.waitpid(pid, 0)
+    while watch.stats()["records"] < 1:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    clone(pid, "/bin/sleep", "60")
+    while open(f"/proc/{pid}/comm").read() != "sleep\\n":
+        time.sleep(0.001)
+    time.sleep(1.2)
+    print(*{(c.pid, c.process.state, c.process.name) for c in watch.read(5)}, flush=True)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+"""
+)
+
+
+def test_a_number_used_again_without_a_trace_is_nobodys(tmpfs):
+    done = subprocess.run(
+        [*SPACE, sys.executable, "-c", IN_SPACE, str(tmpfs)], capture_output=True, text=True
+    )
+    assert done.stdout == "(4000, 'gone', None)\n", done
+
+
+OUTSIDE = """
+import sys, fanwise
+with fanwise.watch(sys.argv[1], who=True) as watch:
+    print("ready", flush=True)
+    print(*{(c.pid, c.process) for c in watch.read(20)}, flush=True)
+"""
+
+
+def test_a_process_outside_of_the_pid_namespace_has_no_process(tmpfs):
+    child = subprocess.Popen(
+        [*SPACE, sys.executable, "-c", OUTSIDE, str(tmpfs)], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    (tmpfs / "a").touch()
+    assert child.communicate()[0] == "(0, None)\n"
+
+
+def test_a_proc_of_another_namespace_names_nobody(tmpfs):
+    # Its numbers are those of other processes: every look there would be wrong.
+    child = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", OUTSIDE, str(tmpfs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None
+    if child.stdout.readline() == "ready\n":
+        (tmpfs / "a").touch()
+    out, err = child.communicate()
+    assert "seen" not in out, (out, err)
+
+
+def test_a_lost_trace_names_nobody_wrong(tmpfs, tracefs):
+    with watching(tmpfs, who=True) as reader:
+        watch = reader.watch
+        (tmpfs / "before").touch()
+        assert {c.process.state for c in reader.told() if c.process} == {"seen"}
+        trace = watch._who.trace
+        # A storm of names that fills the buffers, and a short-lived writer before it.
+        run("/usr/bin/touch", str(tmpfs / "short"))
+        run(
+            sys.executable,
+            "-c",
+            "import os\nfd = os.open('/proc/self/comm', os.O_WRONLY)\n"
+            "for i in range(60_000): os.write(fd, b'fw-storm')",
+        )
+        (tmpfs / "own").touch()
+        told = reader.told()
+        assert trace.lost
+        short = {c.process for c in of(told, tmpfs / "short")}
+        assert all(p.state == "gone" or p.name == "touch" for p in short if p)
+        # After it, who is there is named again.
+        time.sleep(0.01)
+        (tmpfs / "after").touch()
+        (own,) = {c.process for c in of(reader.told(), tmpfs / "after")}
+        assert own is not None
+        assert (own.exe, own.state) == (EXE, "seen")
+
+
+def test_it_does_not_grow(tmpfs, tracefs):
+    with watching(tmpfs, who=True) as reader:
+        before = reader.watch.stats()["who_processes"]
+        for _ in range(200):
+            subprocess.run(["/bin/true"])
+        reader.told()
+        assert reader.watch.stats()["who_processes"] >= before + 200
+        deadline = time.monotonic() + 20
+        while reader.watch.stats()["who_processes"] > before + 150:
+            reader.watch.read(0.5)
+            assert time.monotonic() < deadline, reader.watch.stats()
