@@ -456,3 +456,35 @@ def test_it_does_not_grow(tmpfs, tracefs):
         while reader.watch.stats()["who_processes"] > before + 150:
             reader.watch.read(0.5)
             assert time.monotonic() < deadline, reader.watch.stats()
+
+
+def test_awatch(tmpfs, tracefs):
+    import asyncio
+
+    async def first() -> Change:
+        async with fanwise.awatch(tmpfs, who=True, timeout=20) as changes:
+            run("/usr/bin/touch", str(tmpfs / "a"))
+            async for change in changes:
+                return change
+        raise AssertionError("nothing was told")
+
+    change = asyncio.run(first())
+    assert change.process is not None
+    assert change.process.exe == "/usr/bin/touch"
+
+
+def test_a_name_of_any_bytes(tmpfs, tracefs):
+    odd = os.fsencode(tmpfs) + b"/\xff"
+    run("cp", "/usr/bin/touch", odd.decode(errors="surrogateescape"))
+    watcher = command(tmpfs)
+    try:
+        assert watcher.stdout is not None
+        while json.loads(watcher.stdout.readline())["type"] != "scanned":
+            pass
+        run(os.fsdecode(odd), str(tmpfs / "a"))
+        (line, *_) = [x for x in lines(watcher, "/a") if x["type"] == "change"]
+        assert line["process"]["name"] == "\ufffd"
+        assert line["process"]["exe"].endswith("/\ufffd")
+    finally:
+        watcher.terminate()
+        watcher.communicate()

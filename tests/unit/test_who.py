@@ -71,6 +71,13 @@ def test_what_a_thread_forks_is_its_process_child(who):
     assert who._who(3, 4 * S, 5 * S) == GONE  # a thread's number is no process's
 
 
+def test_a_number_that_was_a_threads_is_no_doubt(who):
+    told(who, 2 * S, NEWTASK, 1, 7, b"worker", THREAD)
+    told(who, 3 * S, EXIT, 7, b"worker")
+    told(who, 4 * S, NEWTASK, 1, 7, b"new", FORK)
+    assert names(who._who(7, 2 * S, 5 * S))[0] == "new"
+
+
 def test_exec_by_another_thread(who):
     who._attach(seen(1, 2 * S, "main", "/bin/main"))
     told(who, 3 * S, NEWTASK, 1, 2, b"main", THREAD)

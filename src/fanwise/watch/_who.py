@@ -272,13 +272,14 @@ class Who:
         found: list[_Holder] = []
         for holder in reversed(holders):
             if (
-                holder.start <= high + _STEP
+                holder.leader is None  # a thread's number is in no record
+                and holder.start <= high + _STEP
                 and (following is None or following.start > low)
                 and (holder.ended is None or holder.ended + _GRACE > low)
             ):
                 found.append(holder)
             following = holder
-        if len(found) != 1 or found[0].leader is not None:
+        if len(found) != 1:
             return GONE
         holder = found[0]
         if holder.sure_until is not None and holder.sure_until < high:
