@@ -129,8 +129,8 @@ def user_name(uid: int) -> str:
     if name is None:
         try:
             name = pwd.getpwuid(uid).pw_name
-        except KeyError:
-            name = str(uid)
+        except KeyError:  # which it also says when no file can be opened: not to be kept
+            return str(uid)
         if len(_users) >= _MOST_USERS:
             _users.clear()
         _users[uid] = name

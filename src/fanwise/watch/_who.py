@@ -17,6 +17,7 @@ LOCKING   none: the watch's consumer calls.
 LIFETIME  a holder stays until all that was raised before it ended, and some seconds more, is told.
 """
 
+import contextlib
 import ctypes
 import os
 import time
@@ -490,12 +491,14 @@ class Who:
             windows.mark(since, after)
         self._catch_up()
         if self._tracing:
-            loss = self.trace.lost_unseen()
-            if loss is not None:
-                self._lose(loss)
-            if self._lost and now() > self._snapshot_at + _SNAPSHOT_AGAIN:
-                self._lost = False
-                self._snapshot()
+            # Without a descriptor left: at the next tick. The counters only grow.
+            with contextlib.suppress(OSError):
+                loss = self.trace.lost_unseen()
+                if loss is not None:
+                    self._lose(loss)
+                if self._lost and now() > self._snapshot_at + _SNAPSHOT_AGAIN:
+                    self._snapshot()
+                    self._lost = False
         else:
             for holders in list(self._holders.values()):
                 for holder in holders:
