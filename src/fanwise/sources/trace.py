@@ -321,6 +321,10 @@ class TraceSource:
                     reader = readers.get(number)
                     if reader is not None:
                         found.append(TraceRecord(when, reader[0], reader[1](data, start, end), cpu))
+            else:  # written faster than it is read: what is left may be older than the rest
+                losses.append(
+                    TraceLoss(self.complete_to, time.clock_gettime_ns(time.CLOCK_BOOTTIME), None)
+                )
         # Stable: a stack stays behind its event, which has the same CPU and an earlier time.
         found.sort(key=_time)
         if found and found[-1].time > begin:
