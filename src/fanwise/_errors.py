@@ -9,6 +9,7 @@
     │   ├── FeatureMissing     ... this kernel cannot do it
     │   ├── FilesystemRefuses  ... this filesystem cannot do it
     │   └── LimitReached       ... a limit of the kernel is used up
+    ├── MarkRefused            a group cannot have this mark, because ...
     ├── ClosedError            used after it was closed
     ├── BusyError              a second consumer where there can be one
     ├── DecodeError            bytes from the kernel that make no sense
@@ -132,6 +133,10 @@ class LimitReached(NotWatchable):
         )
         self.sysctl = sysctl
         self.args = (self.path, sysctl, self.reason, self.remedy)
+
+
+class MarkRefused(FanwiseError):
+    """A group of `fanwise.notify` cannot have this mark, or not so; the reason says why."""
 
 
 class ClosedError(FanwiseError):

@@ -20,10 +20,27 @@ through the declaration:
 
 The state is an attribute of the object itself, so a lifetime adds no object, no lock and no
 reference cycle; whoever owns the object calls. For things that live and die, never for events.
+
+A protocol of several steps is a generator that yields each step's name just before the step:
+
+    CLOSE = Steps("Group.close", {"stop queueing": "no event is added", "flush": "none is left"})
+
+    @CLOSE
+    def close(self):
+        yield "stop queueing"
+        self.queueing = False
+        yield CLOSE.until("flush", lambda: not self.readers)    # a step that waits
+        self.queue.clear()
+
+Calling it gives a `Run`. Step = yield point = crash point: the owner runs it to its end, the
+explorer runs one step of it and then one of another, and a test ends it at a step as a crash would.
+Such a generator has no ``finally``, because nothing runs after a crash, and each of its steps may
+be done again: whoever finds a half-done protocol starts a new run.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Generator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Generic, NamedTuple, NoReturn, ParamSpec, Protocol, TypeVar
 
 from fanwise._errors import LifetimeError
 
@@ -130,3 +147,171 @@ class Lifetime(Generic[T]):
                     f"{self.name}: after {transition!r}, in {owner.state}, it does not hold that"
                     f" {sentence}"
                 )
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Until(NamedTuple):
+    """A step that can be done once ``ready()`` is true; `Steps.until` makes it."""
+
+    step: str
+    ready: Callable[[], bool]
+
+
+class Steps:
+    """The declaration of a protocol: its name, and its steps in order with what holds after each.
+
+    Used as a decorator of generator functions that yield the names of these steps. ``steps`` is in
+    the order of a run in which nothing is left out; a run may leave out steps, or repeat one.
+    """
+
+    __slots__ = ("name", "steps")
+
+    def __init__(self, name: str, steps: Mapping[str, str]) -> None:
+        self.name = name
+        self.steps = dict(steps)
+
+    def __call__(
+        self, protocol: Callable[P, Generator[str | Until, None, R]]
+    ) -> Callable[P, "Run[R]"]:
+        """Make calls of a generator function start a `Run` of this protocol."""
+
+        def start(*args: P.args, **kwargs: P.kwargs) -> Run[R]:
+            return Run(self, protocol(*args, **kwargs))
+
+        start.__doc__, start.__name__ = protocol.__doc__, protocol.__name__
+        start.__qualname__, start.__module__ = protocol.__qualname__, protocol.__module__
+        return start
+
+    def until(self, step: str, ready: Callable[[], bool]) -> Until:
+        """Make what a protocol yields before a step that has to wait for others."""
+        return Until(step, ready)
+
+    def render_markdown(self) -> str:
+        """Return the table of steps as Markdown."""
+        lines = ["| step | name | after it |", "|---|---|---|"]
+        lines += [f"| {i} | {step} | {holds} |" for i, (step, holds) in self._numbered()]
+        return "\n".join(lines) + "\n"
+
+    def render_mermaid(self) -> str:
+        """Return the sequence as Mermaid text."""
+        lines = ["flowchart LR"]
+        lines += [f'    s{i}["{step}"]' for i, (step, _) in self._numbered()]
+        lines += [f"    s{i} --> s{i + 1}" for i in range(1, len(self.steps))]
+        return "\n".join(lines) + "\n"
+
+    def __repr__(self) -> str:
+        return f"<Steps {self.name}: {', '.join(self.steps)}>"
+
+    def _numbered(self) -> list[tuple[int, tuple[str, str]]]:
+        return list(enumerate(self.steps.items(), start=1))
+
+
+class Run(Generic[R]):
+    """One run of a protocol, standing before the step ``at`` (None: it has ended).
+
+    REFS      owns the generator. LOCKING  none: one owner.
+    LIFETIME  ends with its last step, with an error out of a step, or with `kill`.
+    """
+
+    __slots__ = ("_generator", "_ready", "_result", "at", "declared")
+
+    def __init__(self, declared: Steps, generator: Generator[str | Until, None, R]) -> None:
+        self.declared = declared
+        self.at: str | None = None
+        self._generator = generator
+        self._ready: Callable[[], bool] | None = None
+        self._result: list[R] = []
+        self._go(lambda: next(generator))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the step ``at`` can be done now; False also at the end."""
+        return self.at is not None and (self._ready is None or self._ready())
+
+    @property
+    def result(self) -> R:
+        """What the protocol returned. Raises LifetimeError unless it ran to its end."""
+        if not self._result:
+            self._refuse("has no result", f"it stands before {self.at!r}" if self.at else None)
+        return self._result[0]
+
+    def step(self) -> str:
+        """Do one step and return its name; stands before the next one then.
+
+        Raises LifetimeError when there is none or it has to wait, and whatever the step raises.
+        """
+        done = self.at
+        if done is None:
+            self._refuse("has ended")
+        if not self.ready:
+            self._refuse(f"cannot do {done!r} yet", "others have to go first")
+        self._go(lambda: next(self._generator))
+        return done
+
+    def fault(self, error: BaseException) -> None:
+        """Let the step ``at`` fail with ``error``, which comes out unless the protocol takes it.
+
+        Raises LifetimeError when the run has ended.
+        """
+        if self.at is None:
+            self._refuse("has ended")
+        self._go(lambda: self._generator.throw(error))
+
+    def kill(self) -> None:
+        """End here as a crash would: the step ``at`` and what follows are never done."""
+        self.at = self._ready = None
+        self._generator.close()
+
+    def run(
+        self,
+        *,
+        kill: str | None = None,
+        faults: Mapping[str, BaseException] = MappingProxyType({}),
+        wait: Callable[["Run[R]"], object] | None = None,
+    ) -> bool:
+        """Do the steps up to the end; whether it was reached.
+
+        Ends as by `kill` before the step named ``kill``. A step named in ``faults`` fails with that
+        error, once. Where a step has to wait, ``wait`` is called until it need not, and without
+        ``wait`` the run stands there and False is returned: call again later.
+        Raises LifetimeError for a name that is not declared, and whatever a step raises.
+        """
+        for name in (*faults, *([kill] if kill else [])):
+            if name not in self.declared.steps:
+                self._refuse(f"has no step {name!r}")
+        left = dict(faults)
+        while self.at is not None:
+            if self.at == kill:
+                self.kill()
+                return False
+            if self.at in left:
+                self.fault(left.pop(self.at))
+            elif self.ready:
+                self.step()
+            elif wait is not None:
+                wait(self)
+            else:
+                return False
+        return bool(self._result)
+
+    def __repr__(self) -> str:
+        return f"<Run of {self.declared.name}, before {self.at!r}>"
+
+    def _go(self, resume: Callable[[], str | Until]) -> None:
+        self.at = self._ready = None
+        try:
+            step = resume()
+        except StopIteration as end:
+            self._result.append(end.value)
+            return
+        name, self._ready = step if isinstance(step, Until) else (step, None)
+        if name not in self.declared.steps:
+            self._generator.close()
+            self._refuse(f"yields a step that is not declared: {name!r}")
+        self.at = name
+
+    def _refuse(self, reason: str, remedy: str | None = None) -> NoReturn:
+        raise LifetimeError(f"{self.declared.name}: {reason}", remedy)
