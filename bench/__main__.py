@@ -18,7 +18,17 @@ from pathlib import Path
 from bench import _report
 from bench._harness import HERE, Bench, machine
 
-QUESTIONS = ("burst", "small_root", "ready", "scan", "races", "latency", "stuck_consumer", "who")
+QUESTIONS = (
+    "burst",
+    "small_root",
+    "ready",
+    "scan",
+    "races",
+    "latency",
+    "stuck_consumer",
+    "who",
+    "groups",
+)
 
 
 def main(argv: list[str] | None = None) -> None:

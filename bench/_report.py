@@ -76,6 +76,7 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("moves_wrong", "one directory: wrong path", ".0f"),
         ("moves_none", "one directory: not named", ".0f"),
     ],
+    "groups": [("us_per_event", "CPU us an event", ".2f")],
     "latency": [("median_ms", "median ms", ".3f"), ("p99_ms", "99 % ms", ".3f")],
     "who": [
         ("named_share", "writers with name", ".2%"),

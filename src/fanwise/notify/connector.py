@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fanwise.lifetime import Lifetime
 
 from .mark import Mark, clears
-from .mask import EVENTS, ON_CHILD, ONDIR
+from .mask import EVENTS, ON_CHILD, ONDIR, RENAME
 
 if TYPE_CHECKING:
     from .group import Group
@@ -29,29 +29,25 @@ class Plan(NamedTuple):
 
     ``groups`` are those with a mark that has a say: (group, bits asked for, bits ignored, whether
     the mark is about such objects). ``alone`` is the answer when no other object's marks have a
-    say: (group, mask to queue). ``cleared`` are the marks whose ignore mask the event ends.
+    say: (group, mask to queue).
     """
 
     groups: tuple[tuple["Group", int, int, bool], ...]
     alone: tuple[tuple["Group", int], ...]
-    cleared: tuple[Mark, ...]
-
-
-NOTHING = Plan((), (), ())
 
 
 class Connector:
     """The marks on one object. ``forgotten`` is called when the last one has left."""
 
-    __slots__ = ("_child_plans", "_forgotten", "_plans", "marks", "state")
+    __slots__ = ("_forgotten", "child_plans", "marks", "plans", "state")
 
     state: str
 
     def __init__(self, forgotten: Callable[[], object]) -> None:
         self.marks: dict[Mark, None] = {}
         self._forgotten = forgotten
-        self._plans: dict[int, Plan] = {}
-        self._child_plans: dict[int, Plan] = {}
+        self.plans: dict[int, Plan] = {}
+        self.child_plans: dict[int, Plan] = {}
         CONNECTOR.start(self)
 
     def remove(self, mark: Mark) -> None:
@@ -64,52 +60,39 @@ class Connector:
 
     def forget(self) -> None:
         """Forget what was resolved: a mark has changed."""
-        self._plans.clear()
-        self._child_plans.clear()
+        self.plans.clear()
+        self.child_plans.clear()
 
     def plan(self, mask: int) -> Plan:
         """Resolve an event on this object itself, or in this directory."""
-        plan = self._plans.get(mask)
-        if plan is None:
-            plan = _keep(self._plans, mask, self._resolve(mask, False))
-        if plan.cleared:
-            self._clear(plan)
-            return self.plan(mask)
-        return plan
+        return self.plans.get(mask) or _keep(self.plans, mask, self._resolve(mask, False))
 
     def child_plan(self, mask: int) -> Plan:
         """Resolve an event on a child of this directory."""
-        plan = self._child_plans.get(mask)
-        if plan is None:
-            plan = _keep(self._child_plans, mask, self._resolve(mask, True))
-        if plan.cleared:
-            self._clear(plan)
-            return self.child_plan(mask)
-        return plan
-
-    def _clear(self, plan: Plan) -> None:
-        # As in send_to_group: before the event is matched, so it is not ignored itself.
-        for mark in plan.cleared:
-            mark.ignore = 0
-        self.forget()
+        return self.child_plans.get(mask) or _keep(
+            self.child_plans, mask, self._resolve(mask, True)
+        )
 
     def _resolve(self, mask: int, child: bool) -> Plan:
         bits = mask & (ON_CHILD if child else EVENTS)
         ondir = bool(mask & ONDIR)
-        groups, alone, cleared = [], [], []
+        groups, alone = [], []
         for mark in self.marks:
             if mark.state != "ATTACHED" or (child and not mark.watches_children()):
                 continue
+            # As in send_to_group: before the event is matched, so it is not ignored itself. A mark
+            # that could end so again forgets what is kept when it gets an ignore mask.
             if clears(mark, bits):
-                cleared.append(mark)
+                mark.ignore = 0
+                self.forget()
             applies = mark.applies(ondir, child)
             wanted = mark.mask & bits if applies else 0
             ignored = mark.ignored(ondir, child) & bits
-            if wanted or ignored or applies:
+            if wanted or ignored or (applies and mask & RENAME):
                 groups.append((mark.group, wanted, ignored, applies))
             if out := wanted & ~ignored:
                 alone.append((mark.group, out | mask & ONDIR))
-        return Plan(tuple(groups), tuple(alone), tuple(cleared))
+        return Plan(tuple(groups), tuple(alone))
 
 
 def _keep(plans: dict[int, Plan], mask: int, plan: Plan) -> Plan:

@@ -33,16 +33,20 @@ from .mask import DELETE_SELF, DIRENT, EVENTS, ON_CHILD, ONDIR, Q_OVERFLOW, RENA
 # Which of the two directories of a rename a group may see; a mark on the filesystem sees both.
 _OLD, _NEW = 1, 2
 
+_MOST_WAYS = 1 << 16
+
 
 class Superblock:
     """The marked objects of one filesystem, by file handle."""
 
-    __slots__ = ("inodes", "own", "trees")
+    __slots__ = ("inodes", "own", "trees", "ways")
 
     def __init__(self) -> None:
         self.inodes: dict[bytes, Connector] = {}
         self.trees: dict[bytes, Connector] = {}
         self.own: Connector | None = None
+        # The marked subtrees on a way up, as long as the same subtrees are marked.
+        self.ways: dict[tuple[bytes, ...], tuple[Connector, ...]] = {}
 
     def connector(self, on: On) -> Connector:
         """Return the connector of an object, made if it has none."""
@@ -53,8 +57,20 @@ class Superblock:
         index = self.trees if on.kind == SUBTREE else self.inodes
         connector = index.get(on.key)
         if connector is None:
-            connector = index[on.key] = Connector(partial(index.pop, on.key))
+            connector = index[on.key] = Connector(partial(self._forget, index, on.key))
+            self.ways.clear()
         return connector
+
+    def above(self, ancestors: tuple[bytes, ...]) -> tuple[Connector, ...]:
+        """Return the connectors of the marked subtrees among the directories of a way up."""
+        found = self.ways.get(ancestors)
+        if found is None:
+            if len(self.ways) >= _MOST_WAYS:
+                self.ways.clear()
+            trees = self.trees
+            found = tuple(trees[above] for above in ancestors if above in trees)
+            self.ways[ancestors] = found
+        return found
 
     def connectors(self) -> list[Connector]:
         """Return every connector there is."""
@@ -63,6 +79,10 @@ class Superblock:
 
     def _forget_own(self) -> None:
         self.own = None
+
+    def _forget(self, index: dict[bytes, Connector], key: bytes) -> None:
+        del index[key]
+        self.ways.clear()
 
 
 class Fsnotify:
@@ -140,29 +160,28 @@ def _to_object(found: Superblock, event: Event, mask: int) -> None:
     # filesystem. A directory is in the subtrees above it, and its own.
     key, folder = event.key, event.dir
     ancestors = event.ancestors
+    on_child, ondir = mask & ON_CHILD, mask & ONDIR
     plans: list[Plan] = []
     if key is not None and (connector := found.inodes.get(key)) is not None:
         plans.append(connector.plan(mask))
-    if mask & ONDIR and folder is None and ancestors:
+    if ondir and folder is None and ancestors:
         folder = ancestors[0]
-    on_child = mask & ON_CHILD
     if on_child and folder is not None and (connector := found.inodes.get(folder)) is not None:
-        plans.append(connector.child_plan(mask))
+        plans.append(connector.child_plans.get(mask) or connector.child_plan(mask))
     trees = found.trees
     if trees:
-        if mask & ONDIR and key in trees:
+        if ondir and key in trees:
             plans.append(trees[key].plan(mask))
         if on_child and event.dir is not None and event.dir in trees:
             plans.append(trees[event.dir].child_plan(mask))
-        if ancestors and not trees.keys().isdisjoint(ancestors):
-            for above in ancestors:
-                if (connector := trees.get(above)) is not None:
-                    if mask & ONDIR:
-                        plans.append(connector.plan(mask))
-                    if on_child:
-                        plans.append(connector.child_plan(mask))
-    if found.own is not None:
-        plans.append(found.own.plan(mask))
+        ways = found.ways.get(ancestors)
+        for connector in found.above(ancestors) if ways is None else ways:
+            if ondir:
+                plans.append(connector.plan(mask))
+            if on_child:
+                plans.append(connector.child_plans.get(mask) or connector.child_plan(mask))
+    if (connector := found.own) is not None:
+        plans.append(connector.plans.get(mask) or connector.plan(mask))
     if plans:
         _deliver(plans, event, mask)
     if mask & DELETE_SELF and key is not None:
@@ -197,8 +216,7 @@ def _in(
     if trees:
         if (connector := trees.get(folder)) is not None:
             plans.append(connector.plan(mask))
-        if ancestors and not trees.keys().isdisjoint(ancestors):
-            plans += [trees[above].plan(mask) for above in ancestors if above in trees]
+        plans += [connector.plan(mask) for connector in found.above(ancestors)]
     return plans
 
 

@@ -83,18 +83,8 @@ class Queue:
         if waiting >= self.limit:
             return self.lose(1, (event.dir or obj,))
         number = added[bucket] = added[bucket] + 1
-        copy = Event(
-            mask,
-            event.fs,
-            obj,
-            event.dir,
-            name,
-            event.dir2,
-            event.name2,
-            event.pid,
-            event.ancestors,
-            event.ancestors2,
-        )
+        copy: Event = event.__copy__()  # type: ignore[attr-defined]
+        copy.mask = mask
         if merges:
             self._found[key] = (copy, number)
             events.append((copy, key))
