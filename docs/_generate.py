@@ -17,6 +17,7 @@ import click
 import fanwise
 from fanwise import Exit, Lifetime, config
 from fanwise.cli._main import _group
+from fanwise.lifetime import Steps
 
 HERE = Path(__file__).parent
 
@@ -40,14 +41,14 @@ def commands(context: click.Context | None = None) -> Iterator[click.Context]:
             yield from commands(click.Context(command, info_name=name, parent=context))
 
 
-def lifetimes() -> dict[str, Lifetime]:
-    """Every declared lifetime, by where it is declared."""
+def lifetimes() -> dict[str, Lifetime | Steps]:
+    """Every declared lifetime and protocol, by where it is declared."""
     found = {}
     for module in pkgutil.walk_packages(fanwise.__path__, "fanwise."):
         if module.name.endswith("__main__"):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
-            if isinstance(value, Lifetime):
+            if isinstance(value, Lifetime | Steps):
                 found.setdefault(value, f"{module.name}.{name}")
     return {where: lifetime for lifetime, where in found.items()}
 
