@@ -37,9 +37,11 @@ def made(count: int) -> list[Event]:
     rand = random.Random(1)
     kinds = (m.CREATE, m.MODIFY, m.CLOSE_WRITE, m.DELETE)
     events = []
+    # One tuple a directory, as who has the model of directories keeps it.
+    ways = [(key(top, 2), key(top, 1), key(top, 0), key(1 << 20)) for top in range(100)]
     for number in range(count):
         top = rand.randrange(100)
-        above = (key(top, 2), key(top, 1), key(top, 0), key(1 << 20))
+        above = ways[top]
         name = b"file%d" % number
         events.append(
             Event(rand.choice(kinds), FS, key(number, 9), key(top, 3), name, pid=7, ancestors=above)

@@ -194,6 +194,31 @@ def test_the_last_event_of_an_object_ends_its_marks(core):
     assert [mark.state for mark in (*marks, other)] == ["FREED", "FREED", "ATTACHED"]
 
 
+def test_a_detached_mark_matches_nothing_and_is_still_on_its_object(core):
+    group = core.group()
+    mark = group.add(FILE, m.MODIFY)
+    core.send([change()])
+    group.read()
+    mark.detach()
+    core.send([change()])
+    assert group.read() == []
+    assert mark.connector is not None
+    assert mark.state == "DETACHED"
+    assert group.close().run()
+    assert mark.state == "FREED"
+
+
+def test_one_record_of_two_events_is_matched_bit_by_bit(core):
+    """A parent is told of a child's ATTRIB and never of its MOVE_SELF, whatever the record held."""
+    group = core.group()
+    group.add(DIRECTORY, m.ATTRIB | m.MOVE_SELF | m.FLAGS)
+    moved = m.ATTRIB | m.MOVE_SELF | m.ONDIR
+    core.send([Event(moved, 1, b"below", ancestors=(b"d",))])
+    assert [event.mask for event in group.read()] == [m.ATTRIB | m.ONDIR]
+    core.send([Event(moved, 1, b"d", ancestors=(b"r",))])
+    assert [event.mask for event in group.read()] == [moved]
+
+
 def test_unmounting_ends_every_mark_and_keeps_what_is_queued(core):
     group = core.group()
     marks = [group.add(on, m.OPEN) for on in (WHOLE, FILE, On(SUBTREE, 1, b"d"))]

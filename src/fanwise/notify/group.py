@@ -156,6 +156,8 @@ class Group:
             yield "detach a mark"
             if self.marks:
                 next(iter(self.marks.values())).destroy()
+        for mark in list(self.dying):
+            mark.free()  # one that somebody detached and did not free
         self._once("STOPPED", "unmark")
         if self.state == "UNMARKED":
             yield "wake waiters"
