@@ -379,3 +379,48 @@ def test_events_of_records():
         Event(m.MOVED_TO, 1, b"f", b"e", b"g", pid=5, ancestors=up),
         Event(m.Q_OVERFLOW, 1),
     ]
+
+
+# -- what random sequences meet too rarely --
+
+
+def test_events_of_a_directory_and_of_a_file_do_not_merge(core):
+    group = core.group()
+    group.add(WHOLE, m.CREATE | m.DELETE | m.ONDIR)
+    core.send([change(mask=m.CREATE | m.ONDIR), change(mask=m.DELETE)])
+    assert len(group.read()) == 2
+
+
+def test_what_was_read_alone_does_not_merge(core):
+    group = core.group()
+    group.add(WHOLE, m.MODIFY | m.OPEN)
+    core.send([change(b"1"), change(b"2")])
+    (first,) = group.read(1)
+    core.send([change(b"1", m.OPEN)])
+    assert first.mask == m.MODIFY
+    assert [event.mask for event in group.read()] == [m.MODIFY, m.OPEN]
+
+
+def test_the_end_wakes_waiters_and_waits_for_them(core):
+    group, calls = core.group(), []
+
+    def wake():
+        calls.append(1)
+
+    group.wait(wake)
+    run = group.close()
+    assert not run.run()
+    assert (run.at, run.ready, calls) == ("wait for waiters", False, [1])
+    group.leave(wake)
+    assert run.run()
+
+
+def test_nothing_is_queued_once_the_end_has_begun(core):
+    group = core.group()
+    group.add(WHOLE, m.MODIFY)
+    run = group.close()
+    run.step()
+    core.send([change()])
+    core.lost(1)
+    assert len(group.queue) == 0
+    assert run.run()
