@@ -174,12 +174,21 @@ def init(
     return fd
 
 
-def mark(fd: int, flags: int, mask: int, dirfd: int = AT_FDCWD, path: _Path | None = None) -> None:
+def mark(
+    fd: int,
+    flags: int,
+    mask: int,
+    dirfd: int = AT_FDCWD,
+    path: _Path | None = None,
+    *,
+    about: _Path | None = None,
+) -> None:
     """Add, change or remove a mark of the group ``fd``.
 
     ``flags`` are FAN_MARK_*, ``mask`` event bits. The object is ``path``, relative to ``dirfd``, or
-    with path None ``dirfd`` itself, which must not be of O_PATH then (EBADF). The kernel keeps the
-    mark until it is removed, its object dies or the group is closed; it does not block an unmount.
+    with path None ``dirfd`` itself, which must not be of O_PATH then (EBADF); ``about`` is what
+    errors name instead of it. The kernel keeps the mark until it is removed, its object dies or the
+    group is closed; it does not block an unmount.
 
     Raises NoSuchRoot, PermissionNeeded, SyscallBlocked, FeatureMissing, FilesystemRefuses,
     LimitReached, or NotWatchable for what is none of these; OSError only for EBADF, EFAULT and
@@ -190,7 +199,8 @@ def mark(fd: int, flags: int, mask: int, dirfd: int = AT_FDCWD, path: _Path | No
         error = last_error(name)
         if error.errno in (errno.EBADF, errno.EFAULT, errno.ENOMEM):
             raise error
-        raise _why_mark(error, flags, mask, _place(dirfd, name)) from error
+        place = _place(dirfd, name) if about is None else os.fsencode(about)
+        raise _why_mark(error, flags, mask, place) from error
 
 
 # A flag that does not exist. Both calls refuse it with EINVAL before they look at privileges or

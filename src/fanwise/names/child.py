@@ -54,6 +54,7 @@ T = TypeVar("T")
 _WAY = msgspec.msgpack.Decoder(tuple[bytes | None, list[Link] | None])
 _KEY = msgspec.msgpack.Decoder(tuple[bytes | None, bytes | None])
 _LINKS = msgspec.msgpack.Decoder(tuple[bytes | None, int | None])
+_NAMES = msgspec.msgpack.Decoder(tuple[bytes | None, list[tuple[bytes, bytes, bool]] | None])
 _FOUND = msgspec.msgpack.Decoder(tuple[bytes | None, Found | None])
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -284,6 +285,10 @@ class ChildLookup(Lookup):
     def key_of(self, directory: bytes, name: bytes) -> bytes | None:
         """See Lookup."""
         return self._ask("key_of", directory, _KEY, name)
+
+    def names_in(self, key: bytes) -> list[tuple[bytes, bytes, bool]]:
+        """See Lookup."""
+        return self._ask("names_in", key, _NAMES) or []
 
     def links(self, key: bytes) -> int:
         """See Lookup."""

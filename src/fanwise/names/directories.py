@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from fanwise._errors import NotWatchable
 from fanwise.kernel import contract as flags
 from fanwise.kernel.handles import name_to_handle
 from fanwise.kernel.mounts import Mount
@@ -31,12 +32,19 @@ class Root:
         self.way: list[Link] | None = None  # up to where the mount ends, as last seen
 
     @classmethod
-    def open(cls, path: str) -> "Root":
-        """Make the root of a real path. Raises OSError."""
+    def open(cls, path: str, mount: Mount) -> "Root":
+        """Make the root of a real path. Raises OSError; NotWatchable when it left the mount."""
         if os.path.isdir(path):
-            return cls(path, name_to_handle(path)[0], None)
+            return cls(path, _key_on(path, mount), None)
         head, tail = os.path.split(path)
-        return cls(path, name_to_handle(head)[0], os.fsencode(tail))
+        return cls(path, _key_on(head, mount), os.fsencode(tail))
+
+
+def _key_on(path: str | bytes, mount: Mount) -> bytes:
+    key, found = name_to_handle(path)
+    if found != mount.id:
+        raise NotWatchable(path, "another filesystem was mounted or unmounted there meanwhile")
+    return key
 
 
 class Directories:
@@ -73,7 +81,7 @@ class Directories:
         self.observed.clear()
         self.unscanned.clear()
         if not self._top:
-            self._top, _ = name_to_handle(self.mount.mount_point)
+            self._top = _key_on(self.mount.mount_point, self.mount)
         tree.put(self._top, -1, self.mount.mount_point, flags.TOP)
         gone = []
         for root in list(self.roots):

@@ -14,6 +14,14 @@ from fanwise.kernel.contract import Record
 _MOST = 8 << 20  # bytes read ahead of decoding
 
 
+class _Everything:
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+EVERYTHING = _Everything()
+
+
 class Chunk:
     """What one read brought: whole records, and what a loss before them cost."""
 
@@ -84,6 +92,27 @@ class Intake:
         complete = self._sync()
         self.pull()
         return complete and self.bytes < _MOST
+
+    def names_from(self, first: int) -> tuple[list[Record], int]:
+        """Name records of chunks ahead, the ``first`` ones left out, and how many those are then.
+
+        Up to the next loss.
+        """
+        at = 0
+        for at, chunk in enumerate(self._chunks, 1):
+            if chunk.lost:
+                at -= 1
+                break
+            if at > first and chunk.data:
+                self._ahead.add(chunk.data, chunk.when / 1e9)
+        out: list[Record] = self._ahead.name_records(EVERYTHING)
+        self._ahead.finish()
+        return out, max(at, first)
+
+    @property
+    def gap(self) -> bool:
+        """Whether a loss stands ahead: what is behind it cannot be read ahead."""
+        return any(chunk.lost for chunk in self._chunks)
 
     def directories(self) -> list[Record]:
         """Name records of directories ahead, up to the next loss."""

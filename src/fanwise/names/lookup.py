@@ -191,6 +191,30 @@ class Lookup:
         finally:
             os.close(fd)
 
+    def names_in(self, key: bytes) -> list[tuple[bytes, bytes, bool]]:
+        """List a directory: (name, key, whether it is a directory); nothing when it is gone."""
+        fd = self._open(key, _READ | os.O_NOATIME)
+        if fd < 0:
+            return []
+        found = []
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    name = os.fsencode(entry.name)
+                    try:
+                        found.append(
+                            (name, name_to_handle(name, fd)[0], entry.is_dir(follow_symlinks=False))
+                        )
+                    except FileNotFoundError:
+                        continue  # removed meanwhile: the stream tells
+        except OSError as error:
+            _unless_absent(error)
+        except NotWatchable as error:
+            raise CannotLook(str(error)) from error
+        finally:
+            os.close(fd)
+        return found
+
     def links(self, key: bytes) -> int:
         """Count an object's links: 0 when only open files hold it, -1 when it is gone."""
         fd = self._open(key)

@@ -57,6 +57,7 @@ class Resolver:
         self.settler = Settler(
             self.teller, directories, self.decoder, self.intake, gone, self.verifier.told_both
         )
+        self.expander = self.settler.expander
         self._open = False
         self._quiet = False  # no scan, nothing carried over: a window can be taken at once
         self._drained = True
@@ -116,6 +117,9 @@ class Resolver:
                     return self.teller.filter(rows)
                 self._open = True
             while len(rows) < limit:
+                if self.expander.pending:
+                    rows += self.expander.step(limit - len(rows))
+                    continue
                 made, stop = self.decoder.decode(limit - len(rows))
                 rows += made
                 if stop:

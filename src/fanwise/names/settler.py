@@ -36,6 +36,7 @@ from fanwise.kernel.contract import (
 from fanwise.kernel.fanotify import FAN_CLOSE_WRITE
 
 from .directories import Directories
+from .expand import Expander
 from .intake import Intake
 from .lookup import CannotLook
 from .teller import Teller
@@ -62,6 +63,7 @@ class Settler:
         self.decoder = decoder
         self._intake = intake
         self.told_both = told_both
+        self.expander = Expander(teller, directories, decoder, intake)
         # Names deleted of objects that live on: handle key -> {directory key + name}.
         self.gone = gone
         self._gone_limit = 4096
@@ -76,6 +78,7 @@ class Settler:
         self.gone.clear()
         self.unlinked_tmp.clear()
         self._onto.clear()
+        self.expander.reset()
 
     def begin(self) -> None:
         """Look for the names that O_TMPFILE files are given in a window."""
@@ -124,18 +127,48 @@ class Settler:
         if place is None:
             self._unknown(record, rows)
             if mask & DELETE:
-                self._drop(target, record, rows)
+                self._remove(target, record, rows, False, lambda out: None)
             return
         inside, path, source = place
         parent = self.tree.find(directory)
+        whole = not mask & DELETE and self.expander.comes_whole(target)
         if mask & CREATE:
             # Born under the mark: what is made in it is in the stream, nothing is to be scanned.
-            self.dirs.put(target, parent, name, flags.SCANNED)
-        if inside:
-            exists = False if mask & _BOTH == _BOTH else None
-            self._teller.tell(rows, record, mask, path, None, source, exists=exists)
+            at = self.dirs.put(target, parent, name, flags.SCANNED)
+
+        def tell(out: list[Any]) -> None:
+            if inside:
+                exists = False if mask & _BOTH == _BOTH else None
+                self._teller.tell(out, record, mask, path, None, source, exists=exists)
+
         if mask & DELETE:
-            self._drop(target, record, rows, told=inside)
+            self._remove(target, record, rows, inside, tell)
+            return
+        tell(rows)
+        if mask & CREATE and whole:
+            self.expander.created(record, at)
+
+    def _remove(
+        self,
+        key: bytes,
+        record: Record,
+        rows: list[Any],
+        inside: bool,
+        tell: Callable[[list[Any]], None],
+    ) -> None:
+        def last(out: list[Any]) -> None:
+            tell(out)
+            self._drop(key, record, out, told=inside)
+
+        def drop(at: int, out: list[Any]) -> None:
+            told = self.dirs.inside(at)
+            self._drop(self.tree.info(at)[3], record, out, told)
+
+        at = self.tree.find(key)
+        if at >= 0 and not record[0] & CREATE and self.expander.comes_whole(key):
+            self.expander.deleted(record, at, drop, last)
+        else:
+            last(rows)
 
     def _drop(self, key: bytes, record: Record, rows: list[Any], told: bool = False) -> None:
         at = self.tree.find(key)

@@ -25,6 +25,7 @@ from fanwise.kernel.contract import (
     Record,
 )
 
+from .intake import EVERYTHING
 from .lookup import CannotLook
 
 if TYPE_CHECKING:
@@ -34,14 +35,6 @@ _BOTH = CREATE | DELETE
 # So many bytes ahead, a look would most likely show what is not decoded yet: it waits.
 _BEHIND = 1 << 20
 Name = tuple[bytes, bytes]  # directory key, name
-
-
-class _Everything:
-    def __contains__(self, key: object) -> bool:
-        return True
-
-
-_EVERYTHING = _Everything()
 
 
 def _names(record: Record) -> list[Name]:
@@ -143,7 +136,7 @@ class Verifier:
             names, ways, truth = seen
             self._r.intake.sync()
             # Named again since: what was seen is newer than the records. The next window settles.
-            for record in self._r.intake.names(_EVERYTHING):
+            for record in self._r.intake.names(EVERYTHING):
                 if record[7] in doubtful or not names.isdisjoint(_names(record)):
                     again |= doubtful.keys()
                     break
@@ -195,7 +188,7 @@ class Verifier:
         # What a consumer believes of these names, who took the changes in the order told.
         told: dict[Name, bytes | None] = {}
         ordered = [r for records in self._carried.values() for r in records]
-        for record in [*ordered, *self._r.decoder.name_records(_EVERYTHING)]:
+        for record in [*ordered, *self._r.decoder.name_records(EVERYTHING)]:
             for name, key in self._told(record[7] or b"", [record]).items():
                 if name in truth:
                     told[name] = key

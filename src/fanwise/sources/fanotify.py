@@ -7,11 +7,14 @@ LIFETIME  see SOURCE. A forked child closes the group at once: a child that keep
           exec'ed have nothing to close (close-on-exec).
 """
 
+import errno
 import os
 import weakref
-from types import TracebackType
+from collections.abc import Callable
 from typing import Any
 
+from fanwise._errors import FilesystemRefuses
+from fanwise.kernel.detached import open_top_level
 from fanwise.kernel.fanotify import (
     FAN_ATTRIB,
     FAN_CLASS_NOTIF,
@@ -30,6 +33,7 @@ from fanwise.kernel.fanotify import (
     init,
     mark,
 )
+from fanwise.kernel.mounts import Mount
 from fanwise.kernel.native import Parts
 from fanwise.lifetime import Lifetime
 
@@ -40,20 +44,59 @@ _INIT = (
     FAN_CLASS_NOTIF | FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_REPORT_DFID_NAME_TARGET
 )
 
+# How the filesystem is marked: by a directory of the mount, or by its top level, mounted for the
+# moment and never attached (a btrfs subvolume).
+FILESYSTEM_MARK = "filesystem-mark"
+DETACHED_MOUNT = "detached-mount"
+
 _live: "weakref.WeakSet[FanotifySource]" = weakref.WeakSet()
 
 
-class FanotifySource:
-    """One kernel group on one superblock; a context manager.
+def mark_filesystem(group: int, mask: int, mount: Mount, fd: int, path: str) -> str:
+    """Mark the filesystem of a mount, whose root ``fd`` is; the rung on which that was possible.
 
-    ``path`` is any path on the filesystem, ``mask`` the events beyond MODEL_MASK, ``ring`` bytes.
+    ``path`` is what errors are about. Raises NotWatchable.
+    """
+    flags = FAN_MARK_ADD | FAN_MARK_FILESYSTEM
+    try:
+        mark(group, flags, mask, fd, about=path)
+        return FILESYSTEM_MARK
+    except FilesystemRefuses as error:
+        code = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+        if code != errno.EXDEV or mount.fstype != "btrfs":
+            raise
+    top = open_top_level(mount, fd)
+    try:
+        mark(group, flags, mask, top, about=path)
+    finally:
+        os.close(top)
+    return DETACHED_MOUNT
+
+
+class FanotifySource:
+    """One kernel group on one superblock.
+
+    ``path`` is what errors are about, ``mount`` the mount that is watched; ``open_mount`` opens its
+    root for reading, and the descriptor is closed here. ``mask`` are the events beyond MODEL_MASK,
+    ``ring`` is in bytes. ``rung`` says how the filesystem is marked.
     """
 
     state: str
 
-    def __init__(self, path: str, mask: int, ring: int, parts: Parts) -> None:
+    def __init__(
+        self,
+        path: str,
+        mount: Mount,
+        open_mount: Callable[[], int],
+        mask: int,
+        ring: int,
+        parts: Parts,
+    ) -> None:
         self.path = path
+        self.mount = mount
+        self._open_mount = open_mount
         self.mask = mask | MODEL_MASK
+        self.rung = FILESYSTEM_MARK
         self.fd = -1
         self._ring, self._parts = ring, parts
         self._drain: Any = None
@@ -63,12 +106,18 @@ class FanotifySource:
     def open(self) -> None:
         """Make the group, set the mark and start the drain.
 
+        The mark is set by the open mount and not by a path, which may lead elsewhere by then.
+
         Raises NotWatchable (PermissionNeeded, FilesystemRefuses, ...) when the kernel refuses.
         """
         self.fd = init(_INIT, path=self.path)
         _live.add(self)
         try:
-            mark(self.fd, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, self.mask, path=self.path)
+            fd = self._open_mount()
+            try:
+                self._mark(fd)
+            finally:
+                os.close(fd)
             self._drain = self._parts.Drain(self.fd, self._ring)
             self._drain.start()
         except BaseException:
@@ -88,12 +137,15 @@ class FanotifySource:
         mark(self.fd, FAN_MARK_FLUSH | FAN_MARK_FILESYSTEM, 0, path=self.path)
 
     def resume(self, fd: int) -> None:
-        """Set the mark anew, by any descriptor on the filesystem: the path may lead elsewhere now.
+        """Set the mark anew, by the open root of the mount: the path may lead elsewhere now.
 
         The caller tells that changes were lost. Raises NotWatchable.
         """
-        mark(self.fd, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, self.mask, fd)
+        self._mark(fd)
         SOURCE.advance(self, "resume")
+
+    def _mark(self, fd: int) -> None:
+        self.rung = mark_filesystem(self.fd, self.mask, self.mount, fd, self.path)
 
     def stop(self) -> None:
         """Read what is queued, then read no more; take() still gives what was read."""
@@ -115,18 +167,6 @@ class FanotifySource:
             os.close(self.fd)
             self.fd = -1
         _live.discard(self)
-
-    def __enter__(self) -> "FanotifySource":
-        self.open()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _forget(self) -> None:
         # In a forked child, which has neither the thread nor a right to the records.

@@ -16,9 +16,13 @@ from fanwise.kernel.handles import name_to_handle, open_by_handle
 from fanwise.kernel.mounts import Mount, mount_of
 from fanwise.kernel.native import why_pure
 from fanwise.names.lookup import open_mount
-from fanwise.sources.fanotify import MODEL_MASK
+from fanwise.sources.fanotify import (
+    FILESYSTEM_MARK,
+    MODEL_MASK,
+    mark_filesystem,
+)
 
-from ._watch import RUNG, real_path
+from ._watch import real_path
 
 _NAMES = fan.FAN_REPORT_DFID_NAME
 _TARGET = fan.FAN_REPORT_DFID_NAME_TARGET
@@ -39,9 +43,10 @@ class Feature(msgspec.Struct, frozen=True):
 class Capabilities(msgspec.Struct, frozen=True):
     """What this kernel, this process and the filesystem of one path can do.
 
-    ``path`` is resolved. ``rung`` is how `watch` serves it, ``"filesystem-mark"``, or None with the
-    ``reason`` and the ``remedy``. ``fstype`` is the filesystem's type. ``features`` were tried, in
-    the order in which one needs the other: ``target_fid`` (records name the object itself),
+    ``path`` is resolved. ``rung`` is how `watch` serves it, ``"filesystem-mark"`` or
+    ``"detached-mount"``, or None with the ``reason`` and the ``remedy``. ``fstype`` is the
+    filesystem's type. ``features`` were tried, in the order in which one needs the other:
+    ``target_fid`` (records name the object itself),
     ``unlimited_queue``, ``filesystem_mark``, ``rename`` (a rename is one record with both names),
     ``handles`` (files have handles) and ``open_by_handle``.
 
@@ -74,15 +79,15 @@ def capabilities(path: str | os.PathLike[str]) -> Capabilities:
     """
     real = real_path(path)
     mount = mount_of(real)
+    rungs: list[str] = []
     features = {
         "target_fid": _try(lambda: _group(real, _TARGET)),
         "unlimited_queue": _try(lambda: _group(real, fan.FAN_UNLIMITED_QUEUE | fan.FAN_REPORT_FID)),
-        "filesystem_mark": _try(
-            lambda: _group(real, _NAMES, fan.FAN_MARK_FILESYSTEM, MODEL_MASK & ~fan.FAN_RENAME)
-        ),
+        "filesystem_mark": _try(lambda: rungs.append(_mark(real, mount))),
     }
     # A kernel may know the event while the filesystem takes no filesystem mark.
-    kind = fan.FAN_MARK_FILESYSTEM if features["filesystem_mark"].works else fan.FAN_MARK_INODE
+    # So does a subvolume, whose filesystem is marked by its top level.
+    kind = fan.FAN_MARK_FILESYSTEM if rungs == [FILESYSTEM_MARK] else fan.FAN_MARK_INODE
     where = real if os.path.isdir(real) else os.path.dirname(real)
     features["rename"] = _try(lambda: _group(where, _NAMES, kind, fan.FAN_RENAME | fan.FAN_ONDIR))
     features["handles"] = _try(lambda: _handle(real, mount))
@@ -97,7 +102,7 @@ def capabilities(path: str | os.PathLike[str]) -> Capabilities:
     return Capabilities(
         path=real,
         fstype=mount.fstype,
-        rung=None if broken else RUNG,
+        rung=None if broken else rungs[0],
         reason=broken.reason if broken else None,
         remedy=broken.remedy if broken else None,
         features=features,
@@ -132,6 +137,18 @@ def _group(path: str, flags: int, kind: int = 0, mask: int = 0) -> None:
     try:
         if mask:
             fan.mark(fd, fan.FAN_MARK_ADD | kind, mask, path=path)
+    finally:
+        os.close(fd)
+
+
+def _mark(path: str, mount: Mount) -> str:
+    fd = fan.init(fan.FAN_CLASS_NOTIF | fan.FAN_CLOEXEC | fan.FAN_NONBLOCK | _NAMES, path=path)
+    try:
+        root = open_mount(mount)
+        try:
+            return mark_filesystem(fd, MODEL_MASK & ~fan.FAN_RENAME, mount, root, path)
+        finally:
+            os.close(root)
     finally:
         os.close(fd)
 

@@ -48,7 +48,9 @@ class Group:
     ) -> None:
         self.mount = mount
         self.paths = roots
-        self.source = FanotifySource(roots[0], mask, ring, parts)
+        self.source = FanotifySource(
+            roots[0], mount, lambda: open_mount(self.mount), mask, ring, parts
+        )
         self._parts, self._settings = parts, settings
         self._exclude, self._recursive, self._wake = exclude, recursive, wake
         self._helpers = helpers
@@ -71,7 +73,7 @@ class Group:
             dirs = Directories(
                 self._parts.Tree(self._recursive),
                 self.mount,
-                [Root.open(path) for path in self.paths],
+                [Root.open(path, self.mount) for path in self.paths],
                 lookup,
                 self._exclude,
             )

@@ -42,8 +42,6 @@ _LOOK = 1.0  # seconds, while changes flow, between two looks at where the mount
 _LONGEST = 86_400.0  # seconds of one wait: the kernel counts milliseconds in an int
 _LEAST_QUEUE = 64 << 10  # bytes
 
-RUNG = "filesystem-mark"
-
 
 _T = TypeVar("_T")
 
@@ -230,7 +228,9 @@ class Watch:
                 group.open()
                 self._groups.append(group)
                 self._epoll.register(group.fileno(), select.EPOLLIN)
-                self._roots += [WatchedRoot(path, RUNG, mount.fstype) for path in paths]
+                self._roots += [
+                    WatchedRoot(path, group.source.rung, mount.fstype) for path in paths
+                ]
             watched = {group.mount.id for group in self._groups}
             self._unwatched = sorted(
                 {
