@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from fanwise.watch._change import Change as Change
     from fanwise.watch._identity import identity as identity
+    from fanwise.watch._mounts import UnwatchedMount as UnwatchedMount
     from fanwise.watch._process import Process as Process
     from fanwise.watch._watch import Watch as Watch, WatchedRoot as WatchedRoot, watch as watch
 
@@ -63,6 +64,7 @@ _HOMES = {
     "PermissionNeeded": "fanwise._errors",
     "Process": "fanwise.watch._process",
     "SyscallBlocked": "fanwise._errors",
+    "UnwatchedMount": "fanwise.watch._mounts",
     "Watch": "fanwise.watch._watch",
     "WatchedRoot": "fanwise.watch._watch",
     "awatch": "fanwise.watch._awatch",

@@ -398,20 +398,6 @@ def test_two_filesystems(tmp_path: Path, pure: bool) -> None:
         assert {c.path for c in r.told()} - seen == {str(a / "g")}
 
 
-def test_other_filesystems_below_a_root_are_named(tmpfs: Path) -> None:
-    from tests.kernel.conftest import run
-
-    (tmpfs / "other").mkdir()
-    run("mount", "-t", "tmpfs", "below", str(tmpfs / "other"))
-    try:
-        with fanwise.watch(tmpfs) as watch:
-            assert watch.unwatched == (str(tmpfs / "other"),)
-        with fanwise.watch(tmpfs, tmpfs / "other") as watch:
-            assert watch.unwatched == ()
-    finally:
-        run("umount", str(tmpfs / "other"))
-
-
 def test_what_would_be_told(tmpfs: Path) -> None:
     with fanwise.watch(tmpfs, exclude=["*.tmp", "d/e"]) as watch:
         told = ["f", "d/f", "d", "x/d/e"]

@@ -23,6 +23,7 @@ from tests.kernel.watching import scanned, short, watching, write
 
 # The package's attribute of that name is a function.
 _watch = importlib.import_module("fanwise.watch._watch")
+_mounts = importlib.import_module("fanwise.sources.mounts")
 
 
 def until(watch: fanwise.Watch, path: Path, kind: str = "created") -> list[Change]:
@@ -58,9 +59,9 @@ def _over(point: Path) -> Iterator[None]:
 def unique(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """With and without the mount ids that are never reused, as before Linux 6.8."""
     if not request.param:
-        real = _watch.mounts
+        real = _mounts.mounts
         monkeypatch.setattr(
-            _watch, "mounts", lambda: [mount._replace(unique_id=None) for mount in real()]
+            _mounts, "mounts", lambda: [mount._replace(unique_id=None) for mount in real()]
         )
     return bool(request.param)
 

@@ -8,9 +8,20 @@ from typing import Protocol
 
 import click
 
-from fanwise import Change, ConfigError, Exit, FanwiseError, Watch, WatchedRoot, config, watch
+from fanwise import (
+    Change,
+    ConfigError,
+    Exit,
+    FanwiseError,
+    UnwatchedMount,
+    Watch,
+    WatchedRoot,
+    config,
+    watch,
+)
 from fanwise.cli import _lines
 from fanwise.cli._output import Output
+from fanwise.cli._plain import visible
 from fanwise.cli._signals import Signals
 
 _OF_MOUNTS = ("mounted", "unmounted")  # told of a root whatever is asked for, so hidden here
@@ -24,6 +35,7 @@ _OF_MOUNTS = ("mounted", "unmounted")  # told of a root whatever is asked for, s
 @click.option("--queue", metavar="BYTES", help="Room for what nobody has read yet (256MiB).")
 @click.option("--pure", is_flag=True, help="Use pure Python instead of the native part.")
 @click.option("--no-recursive", is_flag=True, help="Watch only the names directly in PATH.")
+@click.option("--one-file-system", is_flag=True, help="Do not follow what is mounted below PATH.")
 @click.option(
     "--ignore-pid", type=int, multiple=True, metavar="PID", help="Leave out what a process does."
 )
@@ -39,6 +51,7 @@ def command(
     queue: str | None,
     pure: bool,
     no_recursive: bool,
+    one_file_system: bool,
     ignore_pid: tuple[int, ...],
     who: bool,
     schema: bool,
@@ -72,6 +85,7 @@ def command(
         queue=settings.queue,
         pure=settings.pure or None,
         who=settings.who,
+        mounts=not one_file_system,
     )
     signals = Signals(changes.pause)
     signals.start()
@@ -83,7 +97,8 @@ def command(
         ) from error
     try:
         _refuse_feedback(output, changes)
-        _name_unwatched(changes)
+        unwatched = _Unwatched()
+        unwatched.show(changes)
         if changes.who_limits is not None:
             click.echo(
                 "fanwise: only processes that live long enough to be looked at are named: "
@@ -102,7 +117,7 @@ def command(
 
             told = Plain(output)
         hidden = frozenset((k,) for k in _OF_MOUNTS if k not in settings.kinds)
-        return _run(changes, told, output, signals, hidden)
+        return _run(changes, told, output, signals, hidden, unwatched)
     finally:
         changes.close()
 
@@ -144,6 +159,7 @@ def _run(
     output: Output,
     signals: Signals,
     hidden: frozenset[tuple[str, ...]],
+    unwatched: "_Unwatched",
 ) -> int:
     poll = select.poll()
     poll.register(changes.fileno(), select.POLLIN)
@@ -163,6 +179,7 @@ def _run(
                 changes.resume()
         found = changes.read(0)
         rows = [row for row in found if row.kinds not in hidden] if hidden else found
+        unwatched.show(changes)
         if rows:
             count += len(rows)
             if _lines.has_loss(rows):
@@ -202,14 +219,24 @@ def _refuse_feedback(output: Output, changes: Watch) -> None:
         )
 
 
-def _name_unwatched(changes: Watch) -> None:
-    # No silence: who watches / may well think of /home, which is another filesystem.
-    if changes.unwatched:
-        shown = ", ".join(changes.unwatched[:8])
-        more = len(changes.unwatched) - 8
-        rest = f" and {more} more" if more > 0 else ""
-        click.echo(
-            f"fanwise: not watched, for they are other filesystems: {shown}{rest}; give as PATH"
-            " those that matter",
-            err=True,
-        )
+class _Unwatched:
+    # No silence: who watches / may well think of what is mounted below it.
+
+    def __init__(self) -> None:
+        self._shown: tuple[UnwatchedMount, ...] = ()
+
+    def show(self, changes: Watch) -> None:
+        """Name the mounts that are not followed, those named before left out."""
+        now = changes.unwatched
+        if now is self._shown:
+            return
+        by_reason: dict[tuple[str, str | None], list[str]] = {}
+        for mount in now:
+            if mount not in self._shown:
+                by_reason.setdefault((mount.reason, mount.remedy), []).append(mount.path)
+        self._shown = now
+        for (reason, remedy), paths in by_reason.items():
+            shown = ", ".join(map(visible, paths[:8]))
+            more = f" and {len(paths) - 8} more" if len(paths) > 8 else ""
+            text = visible(f"{reason}; {remedy}" if remedy else reason)
+            click.echo(f"fanwise: not watched: {shown}{more}: {text}", err=True)

@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple, NoReturn
 
 from fanwise._errors import DecodeError, FeatureMissing, NoSuchRoot, SyscallBlocked
@@ -153,16 +154,22 @@ def mount_of(path: str | bytes | os.PathLike[str] | os.PathLike[bytes] | int) ->
     see (detached, or outside of its root); OSError for other failures of the look-up.
     """
     try:
-        mount_id, unique_id = _mount_ids(path)
+        found, unique_id = _mount_ids(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoSuchRoot(_shown(path), error.strerror or "it does not exist") from error
     for mount in _read():
-        if mount.id == mount_id:
+        if mount.id == found:
             return mount._replace(unique_id=unique_id)
     raise NoSuchRoot(
         _shown(path),
-        f"its mount ({mount_id}) is not visible here: detached, or outside of this process's root",
+        f"its mount ({found}) is not visible here: detached, or outside of this process's root",
     )
+
+
+def mount_id(fd: int) -> int:
+    """Return the id of the mount that an open file was found on. Raises OSError."""
+    found = _statx_mount_id(fd, _STATX_MNT_ID)
+    return _fdinfo_mount_id(fd) if found is None else found
 
 
 def _shown(path: str | bytes | os.PathLike[str] | os.PathLike[bytes] | int) -> str:
@@ -183,10 +190,8 @@ def _mount_ids(
     # and asks for no permission on the object itself.
     fd = path if isinstance(path, int) else os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        mount_id = _statx_mount_id(fd, _STATX_MNT_ID)
-        if mount_id is None:  # statx tells it since v5.8, fdinfo since v3.15
-            mount_id = _fdinfo_mount_id(fd)
-        return mount_id, _statx_mount_id(fd, _STATX_MNT_ID_UNIQUE)
+        # statx tells it since v5.8, fdinfo since v3.15.
+        return mount_id(fd), _statx_mount_id(fd, _STATX_MNT_ID_UNIQUE)
     finally:
         if not isinstance(path, int):
             os.close(fd)
@@ -319,6 +324,122 @@ def decode_statmount(buffer: bytes) -> MountStat:
         options=text(STATMOUNT_MNT_OPTS, options),
         source=text(STATMOUNT_SB_SOURCE, source),
     )
+
+
+# Bits of MountStat, and the words by which mountinfo has them, in its order.
+_MOUNT_ATTR_RDONLY = 0x1
+_MOUNT_ATTR_ATIME = 0x70  # a field of its own: 0 is relatime
+_MOUNT_WORDS = (
+    (0x2, 0x2, "nosuid"),
+    (0x4, 0x4, "nodev"),
+    (0x8, 0x8, "noexec"),
+    (_MOUNT_ATTR_ATIME, 0x10, "noatime"),
+    (0x80, 0x80, "nodiratime"),
+    (_MOUNT_ATTR_ATIME, 0, "relatime"),
+    (0x20_0000, 0x20_0000, "nosymfollow"),
+    (0x10_0000, 0x10_0000, "idmapped"),
+)
+_SB_RDONLY = 0x1
+_SB_WORDS = ((0x10, "sync"), (0x80, "dirsync"), (0x40, "mand"), (0x200_0000, "lazytime"))
+_MS_UNBINDABLE, _MS_SHARED, _MS_SLAVE = 1 << 17, 1 << 20, 1 << 19
+
+
+def describe(unique_id: int) -> Mount:
+    """Describe one mount as `mounts` does, at a cost that does not grow with their number.
+
+    Security modules' options are the one thing that only mountinfo has. Raises NoSuchRoot when it
+    is not mounted, or is not below this process's root; FeatureMissing, SyscallBlocked.
+    """
+    what = f"mount {unique_id}"
+    try:
+        stat = statmount(unique_id)
+    except FileNotFoundError as error:
+        raise NoSuchRoot(what, "it is not mounted") from error
+    except PermissionError as error:
+        raise NoSuchRoot(what, "it is outside of this process's root") from error
+    point = stat.mount_point
+    if point is None or not point.startswith(b"/"):
+        raise NoSuchRoot(what, "it is outside of this process's root")
+    if None in (stat.id, stat.parent_id, stat.dev, stat.root, stat.fstype, stat.attributes):
+        raise FeatureMissing(what, "this kernel's statmount does not tell enough")
+    assert stat.id is not None
+    assert stat.parent_id is not None
+    assert stat.dev is not None
+    assert stat.root is not None
+    assert stat.fstype is not None
+    attributes = stat.attributes or 0
+    supers = stat.super_flags or 0
+    fields = []
+    if stat.propagation:
+        if stat.propagation & _MS_SHARED:
+            fields.append(f"shared:{stat.peer_group}")
+        if stat.propagation & _MS_SLAVE:
+            fields.append(f"master:{stat.master}")
+            if stat.propagate_from and stat.propagate_from != stat.master:
+                fields.append(f"propagate_from:{stat.propagate_from}")
+        if stat.propagation & _MS_UNBINDABLE:
+            fields.append("unbindable")
+    return Mount(
+        stat.id,
+        stat.parent_id,
+        stat.dev,
+        stat.root,
+        point,
+        (
+            "ro" if attributes & _MOUNT_ATTR_RDONLY else "rw",
+            *(word for mask, value, word in _MOUNT_WORDS if attributes & mask == value),
+        ),
+        tuple(fields),
+        f"{stat.fstype}.{stat.subtype}" if stat.subtype else stat.fstype,
+        stat.source or b"",
+        (
+            "ro" if supers & _SB_RDONLY else "rw",
+            *(word for bit, word in _SB_WORDS if supers & bit),
+            *(_split_options(stat.options) if stat.options else ()),
+        ),
+        unique_id,
+    )
+
+
+def visible(there: Iterable[Mount]) -> set[int]:
+    """Which mounts a path leads to: the ids of those that no other mount covers.
+
+    A mount is covered by one on the same point, and by one on a directory above that came later.
+    Answered from the list alone: no look-up, so nothing is automounted and no server is asked.
+    """
+    there = list(there)
+    on: dict[int, list[Mount]] = {}
+    for mount in there:
+        if mount.id != mount.parent_id:
+            on.setdefault(mount.parent_id, []).append(mount)
+    known = {mount.id for mount in there}
+    found: set[int] = set()
+    for top in there:
+        if top.parent_id in known and top.id != top.parent_id:
+            continue
+        todo = [top]
+        while todo:
+            mount = todo.pop()
+            below = on.get(mount.id, [])
+            # On the root of this one: there is at most one, and it covers all of it.
+            over = [each for each in below if each.mount_point == mount.mount_point]
+            if over:
+                todo += over[:1]
+                continue
+            found.add(mount.id)
+            # Of two on one way down the upper one is passed first, and hides the other.
+            points = {each.mount_point for each in below}
+            todo += [each for each in below if not _passes(each.mount_point, points)]
+    return found
+
+
+def _passes(point: bytes, points: set[bytes]) -> bool:
+    at = point.rfind(b"/")
+    while at > 0:
+        if point[:at] in points:
+            return True
+        at = point.rfind(b"/", 0, at)
+    return False
 
 
 def can_statmount() -> bool:

@@ -8,7 +8,7 @@ REFS: the resolver owns it. LOCKING: none. LIFETIME: `reset` after a loss forget
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fanwise._errors import NotWatchable
@@ -57,13 +57,16 @@ class Directories:
         roots: list[Root],
         lookup: Lookup,
         exclude: Iterable[str] = (),
+        anchors: Callable[[], list[str]] | None = None,
     ) -> None:
         self.tree = tree
         self.mount = mount
         self.roots = roots
         self.lookup = lookup
         self._exclude = tuple(exclude)
-        self.globs = Globs(self._exclude, [root.path for root in roots])
+        # Where globs with a slash begin: at the roots, if nothing else is said.
+        self._anchors = anchors or (lambda: [root.path for root in self.roots])
+        self.globs = Globs(self._exclude, self._anchors())
         self._top = b""  # the key of the mount's root
         # What was learnt by looking: key -> (parent key, name), as of the look.
         self.observed: dict[bytes, tuple[bytes | None, bytes]] = {}
@@ -147,7 +150,7 @@ class Directories:
         if not self.globs.anchored:
             return
         if root:
-            self.globs = Globs(self._exclude, [r.path for r in self.roots])
+            self.globs = Globs(self._exclude, self._anchors())
         if root or self.tree.info(at)[4]:
             for each in self.tree.ids():
                 self.judge(each)

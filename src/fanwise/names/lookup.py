@@ -13,7 +13,7 @@ from types import TracebackType
 
 from fanwise._errors import FanwiseError, NotWatchable
 from fanwise.kernel.handles import name_to_handle, open_by_handle
-from fanwise.kernel.mounts import Mount
+from fanwise.kernel.mounts import Mount, mount_id
 
 _PATH = os.O_PATH | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -32,7 +32,7 @@ def open_mount(mount: Mount) -> int:
     except OSError as error:
         raise NotWatchable(mount.mount_point, f"cannot be opened: {error.strerror}") from error
     try:
-        if name_to_handle(b"", fd, empty=True)[1] == mount.id:
+        if mount_id(fd) == mount.id:  # not by a handle: there may be none
             return fd
     except (OSError, FanwiseError):
         os.close(fd)

@@ -137,7 +137,8 @@ class Resolver:
         for at in self.tree.ids():
             if self.tree.info(at)[2] & flags.TOP:
                 self.tree.move(at, -1, mount.mount_point)
-        self.teller.follow_roots(rows)
+                self.dirs.moved(at, self.teller.follow_roots(rows))
+                break
 
     @property
     def pending(self) -> bool:

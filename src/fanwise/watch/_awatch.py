@@ -104,6 +104,7 @@ def awatch(
     timeout: float | None = None,
     pure: bool | None = None,
     who: bool = False,
+    mounts: bool = True,
 ) -> AsyncWatch:
     """Watch files and directories from asyncio or trio; the arguments are those of `watch`.
 
@@ -114,5 +115,5 @@ def awatch(
     Raises as `watch` does.
     """
     return AsyncWatch(
-        Watch(paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure, who)
+        Watch(paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure, who, mounts)
     )

@@ -45,8 +45,12 @@ class Group:
         recursive: bool,
         wake: Callable[[], None],
         helpers: Helpers | None = None,
+        anchors: Callable[[], list[str]] | None = None,
     ) -> None:
         self.mount = mount
+        # Of a mount below a root; then globs with a slash begin at the roots of the watch.
+        self.inner = anchors is not None
+        self._anchors = anchors
         self.paths = roots
         self.source = FanotifySource(
             roots[0], mount, lambda: open_mount(self.mount), mask, ring, parts
@@ -76,6 +80,7 @@ class Group:
                 [Root.open(path, self.mount) for path in self.paths],
                 lookup,
                 self._exclude,
+                self._anchors,
             )
             self.scanner = Scanner(
                 lambda keys: (
@@ -262,6 +267,11 @@ class Group:
         finally:
             os.close(fd)
         self.resolver.intake.push_stop()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it said goodbye, or is about to."""
+        return self._farewell is not None or not self.resolver.dirs.roots
 
     def leave(self, farewell: str) -> None:
         """Say goodbye once everything read before is delivered."""

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
@@ -25,14 +25,16 @@ from fanwise._errors import (
     NoSuchRoot,
     PermissionNeeded,
 )
-from fanwise.kernel.mounts import Mount, mount_of, mounts, open_mountinfo
+from fanwise.kernel.mounts import Mount, mount_of
 from fanwise.kernel.native import parts
 from fanwise.names.child import Helpers
 from fanwise.names.globs import Globs
 from fanwise.names.teller import Settings
+from fanwise.sources.mounts import MountChange, MountSource
 
 from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, MOUNT_KINDS, Change, mask_of, own_work_shows
 from ._group import Group
+from ._mounts import Below, UnwatchedMount
 from ._who import Who, Windows
 
 _SLICE = 4096  # changes
@@ -125,6 +127,7 @@ class Watch:
         timeout: float | None,
         pure: bool | None,
         who: bool = False,
+        mounts: bool = True,
     ) -> None:
         if not paths:
             raise FanwiseError("nothing to watch", "give at least one path")
@@ -164,18 +167,19 @@ class Watch:
         self._groups: list[Group] = []
         self._helpers: Helpers | None = None
         self._roots: list[WatchedRoot] = []
-        self._unwatched: list[str] = []
         self._ready: deque[Change] = deque()
         self._consumer = threading.Lock()
         self._state = "new"
         self._stopping = False
         self._epoll: select.epoll | None = None
         self._waker: _Waker | None = None
-        self._mountinfo = self._mountinfo2 = -1
-        self._mount_poll = select.poll()
-        self._mounts: set[Mount] = set()  # as _known
+        # A kernel group is spent on mounts only where they are followed.
+        self._mounts = MountSource(None if recursive and mounts else False)
+        self._below = Below(self._groups, self._exclude, recursive, mounts)
         self._rested = False  # nothing was there to read a moment ago
         self._look_at = 0.0  # when to look again at where the mounts are
+        self._news: list[MountChange] = []  # of mounts, not yet acted upon
+        self._paused = False
         self._pid = 0  # of the process that opened it
         self._slices = 0
 
@@ -199,50 +203,51 @@ class Watch:
             self._waker.open()
             self._epoll = select.epoll()
             self._epoll.register(self._waker.fd, select.EPOLLIN)
-            # Two descriptors: one wakes, the other, polled here alone, tells reliably.
-            self._mountinfo, self._mountinfo2 = open_mountinfo(), open_mountinfo()
-            self._epoll.register(self._mountinfo, select.EPOLLPRI | select.EPOLLERR)
-            self._mount_poll.register(self._mountinfo2, select.POLLPRI | select.POLLERR)
-            self._mount_poll.poll(0)
+            self._mounts.open()
+            self._epoll.register(*self._mounts.waits)
             if self._who is not None:
                 self._who.open()
                 self._epoll.register(self._who.timer, select.EPOLLIN)
-            there = mounts()
-            self._mounts = set(map(_known, there))
-            for mount, paths in self._by_mount():
-                settings = Settings(Change, KIND_TABLE, self._mask, self._pids)
-                group = Group(
-                    mount,
-                    paths,
-                    self._mask,
-                    self._queue,
-                    self._parts,
-                    settings,
-                    self._exclude,
-                    self._recursive,
-                    self._waker.wake,
-                    self._helpers,
-                )
-                if self._who is not None:
-                    group.windows = Windows()
+            self._below.make = self._maker()
+            given = self._by_mount()
+            for (mount, paths), (_, asked) in zip(self._below.adopt(given), given, strict=True):
+                group = self._below.make(mount, paths, None)
                 group.open()
                 self._groups.append(group)
+                self._roots += [WatchedRoot(p, group.source.rung, mount.fstype) for p in asked]
+            self._below.open(self._mounts.there)
+            for group in self._groups:
                 self._epoll.register(group.fileno(), select.EPOLLIN)
-                self._roots += [
-                    WatchedRoot(path, group.source.rung, mount.fstype) for path in paths
-                ]
-            watched = {group.mount.id for group in self._groups}
-            self._unwatched = sorted(
-                {
-                    os.fsdecode(mount.mount_point)
-                    for mount in there
-                    if mount.id not in watched and self._recursive
-                    if any(_below(mount.mount_point, os.fsencode(r.path)) for r in self._roots)
-                }
-            )
         except BaseException:
             self.close()
             raise
+
+    def _maker(self) -> Callable[[Mount, list[str], Callable[[], list[str]] | None], Group]:
+        assert self._waker is not None
+        settings = Settings(Change, KIND_TABLE, self._mask, self._pids)
+        mask, queue, parts, helpers = self._mask, self._queue, self._parts, self._helpers
+        exclude, recursive, wake = self._exclude, self._recursive, self._waker.wake
+        named = self._who is not None
+
+        def make(mount: Mount, paths: list[str], anchors: Callable[[], list[str]] | None) -> Group:
+            group = Group(
+                mount,
+                paths,
+                mask,
+                queue,
+                parts,
+                settings,
+                exclude,
+                recursive,
+                wake,
+                helpers,
+                anchors,
+            )
+            if named:
+                group.windows = Windows()
+            return group
+
+        return make
 
     def _by_mount(self) -> list[tuple[Mount, list[str]]]:
         found: dict[tuple[tuple[int, int], int], tuple[Mount, list[str]]] = {}
@@ -275,10 +280,7 @@ class Watch:
             self._epoll.close()
         if self._waker is not None:
             self._waker.close()
-        for fd in (self._mountinfo, self._mountinfo2):
-            if fd >= 0:
-                os.close(fd)
-        self._mountinfo = self._mountinfo2 = -1
+        self._mounts.close()
 
     def __enter__(self) -> "Watch":
         self.open()
@@ -355,6 +357,8 @@ class Watch:
             self._waker.clear()
             if self._who is not None and self._who.due():
                 self._tick(self._who)
+            if self._below:
+                self._below.reap()
             rows = self._mounts_moved() or self._slice() or self._mounts_changed()
             if rows or self.ended:
                 return rows
@@ -417,29 +421,45 @@ class Watch:
         # A directory above a mount point was renamed: mountinfo tells where the mount is now, but
         # wakes nobody for it.
         now = time.monotonic()
-        if not self._rested and now < self._look_at:
+        if (not self._rested and now < self._look_at) or self._paused:
             return []
         self._rested = False
         self._look_at = now + _LOOK
         rows: list[Change] = []
         astray = [group for group in self._groups if group.astray()]
         if astray:
-            there = mounts()
+            self._news += self._mounts.look()
             for group in astray:
-                group.follow(there, rows)
+                if group.inner:
+                    self._below.follow(group, self._mounts.there, rows)
+                else:
+                    group.follow(self._mounts.there, rows)
         return rows
 
     def _mounts_changed(self) -> list[Change]:
         rows: list[Change] = []
-        if not self._mount_poll.poll(0):
+        if self._paused:
             return rows
-        there = mounts()
-        new = [mount for mount in there if _known(mount) not in self._mounts]
-        self._mounts = set(map(_known, there))
-        for group in self._groups:
-            if group.resolver.dirs.roots and group.follow(there, rows):
-                group.tell_covered(new, rows)
+        if self._mounts.changed():
+            self._news += self._mounts.read()
+        if self._news or self._below.stale:
+            news, self._news = self._news, []
+            self._apply(news, rows)
         return rows
+
+    def _apply(self, changes: list[MountChange], rows: list[Change]) -> None:
+        there = self._mounts.there
+        new = [change.mount for change in changes if change.kind != "detached"]
+        for group in self._groups:
+            if group.resolver.dirs.roots and not group.inner and group.follow(there, rows):
+                group.tell_covered(new, rows)
+        if not self._stopping:
+            known = set(self._groups)
+            self._below.update(there, rows)
+            assert self._epoll is not None
+            for group in self._groups:
+                if group not in known:
+                    self._epoll.register(group.fileno(), select.EPOLLIN)
 
     def _wake(self) -> None:
         if self._waker is not None:
@@ -454,6 +474,7 @@ class Watch:
 
     def pause(self) -> None:
         """Drop the marks, as before the process is stopped: the kernel's queue would grow."""
+        self._paused = True  # and what is paused hears of mounts when it is resumed
         for group in self._groups:
             if group.source.state == "MARKED":
                 group.source.pause()
@@ -463,6 +484,7 @@ class Watch:
         for group in self._groups:
             if group.source.state == "PAUSED":
                 group.resume()
+        self._paused = False
         self._wake()
 
     # -- looking --
@@ -488,25 +510,23 @@ class Watch:
 
         ``path`` is absolute and resolved.
         """
-        if any(path == m or path.startswith(m + "/") for m in self._unwatched):
+        if any(path == m.path or path.startswith(m.path + "/") for m in self.unwatched):
             return False
-        globs = Globs(self._exclude, [root.path for root in self._roots])
-        for root in self._roots:
-            base = root.path.rstrip("/")
-            if path == root.path:
-                return True
-            if not path.startswith(base + "/"):
-                continue
-            below = path[len(base) + 1 :].split("/")
-            steps = [base + "/" + "/".join(below[: i + 1]) for i in range(len(below))]
-            if (self._recursive or len(below) == 1) and not any(map(globs.match, steps)):
-                return True
-        return False
+        return self._below.tells(path)
 
     @property
-    def unwatched(self) -> tuple[str, ...]:
-        """Mount points below the roots: other filesystems, which are not watched."""
-        return tuple(self._unwatched)
+    def mounts(self) -> tuple[WatchedRoot, ...]:
+        """The mounts below the roots that are followed, and how; see `unwatched`."""
+        return tuple(
+            WatchedRoot(root.path, group.source.rung, group.mount.fstype)
+            for group in self._below.followed
+            for root in group.resolver.dirs.roots
+        )
+
+    @property
+    def unwatched(self) -> tuple[UnwatchedMount, ...]:
+        """The mounts below the roots whose changes are not told, and why, as of the last read."""
+        return self._below.unwatched
 
     @property
     def scanned(self) -> bool:
@@ -533,7 +553,7 @@ class Watch:
 
         With ``who`` also who_trace_records, who_trace_lost and who_processes.
         """
-        total: dict[str, int] = {"tree_bytes": 0}
+        total: dict[str, int] = {"tree_bytes": 0, **self._below.past}
         if self._who is not None:
             total |= self._who.stats()
         for group in self._groups:
@@ -574,17 +594,6 @@ def _is_time(given: object) -> bool:
     return not math.isnan(given) and given >= 0
 
 
-def _known(mount: Mount) -> Mount:
-    # By what a mount is known again; its options may change.
-    return mount._replace(
-        parent_id=0, options=(), fields=(), source=b"", super_options=(), fstype=""
-    )
-
-
-def _below(path: bytes, directory: bytes) -> bool:
-    return path.startswith(directory.rstrip(b"/") + b"/")
-
-
 def watch(
     *paths: str | os.PathLike[str],
     kinds: Iterable[str] | None = None,
@@ -595,6 +604,7 @@ def watch(
     timeout: float | None = None,
     pure: bool | None = None,
     who: bool = False,
+    mounts: bool = True,
 ) -> Watch:
     """Watch files and directories, with everything below them, for changes.
 
@@ -610,7 +620,8 @@ def watch(
     ``ignore_pids``: processes whose changes are not told. ``queue``: bytes of records held for a
     consumer that is slow; beyond them changes are counted and told as ``lost``. ``timeout``:
     iteration ends when nothing came for so many seconds. ``pure``: True for the Python twin of the
-    native module. ``who``: find out which process did each change; see `Process`.
+    native module. ``who``: find out which process did each change; see `Process`. ``mounts``:
+    follow what is mounted below a root, now or later; False stays on the filesystems of the roots.
 
     Nothing starts before ``with``. Needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH. See `Change`, and
     the page on guarantees for what is promised and what breaks it.
@@ -618,4 +629,4 @@ def watch(
     Raises FanwiseError for arguments that make no sense, NotWatchable on entering.
     Linux reference: fanotify(7).
     """
-    return Watch(paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure, who)
+    return Watch(paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure, who, mounts)

@@ -1,0 +1,268 @@
+"""Mounts below the roots of a watch: each is a group of its own, opened and closed as they come.
+
+A mount is followed when a path below a root leads to it, no glob excludes that path, and its
+filesystem can be marked. What cannot be followed is named with the reason. The mark stands before
+``mounted`` is told: who lists the directory then misses nothing.
+
+REFS      the groups are in the watch's list with the others; here is which mount each is for.
+LOCKING   none: the consumer. LIFETIME  a group is closed here when its last change was told.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from fanwise._errors import FanwiseError, LimitReached
+from fanwise.kernel.mounts import Mount, mounts, visible
+from fanwise.names.globs import Globs
+
+from ._change import Change
+from ._group import Group
+
+
+class UnwatchedMount(NamedTuple):
+    """A mount below a root whose changes are not told: ``path``, ``fstype``, and why.
+
+    ``reason`` says what stands in the way, ``remedy`` what to do about it (None: nothing).
+    """
+
+    path: str
+    fstype: str
+    reason: str
+    remedy: str | None
+
+
+# What a mount is known by while it stands. Its point may change.
+_Key = tuple[int | None, int, tuple[int, int], bytes]
+
+
+def _key(mount: Mount) -> _Key:
+    return mount.unique_id, mount.id, mount.dev, mount.root
+
+
+class Below:
+    """The mounts below the roots: which are followed, by what group, and which are not, and why."""
+
+    # It knows the watch's groups, not the watch: one that is dropped is to be noticed at once.
+
+    def __init__(
+        self, groups: list[Group], exclude: Sequence[str], recursive: bool, follow: bool
+    ) -> None:
+        self._groups = groups  # those of the roots, and those made here
+        self._exclude, self._recursive, self._follow = exclude, recursive, follow
+        self.make: Callable[[Mount, list[str], Callable[[], list[str]] | None], Group]
+        self._inner: dict[_Key, Group] = {}
+        self._refused: dict[_Key, UnwatchedMount] = {}
+        self._limited: set[_Key] = set()  # of the refused: to be tried again
+        self.unwatched: tuple[UnwatchedMount, ...] = ()  # the refused; changes when they do
+        self._again = False
+        self._at: list[str] = []  # the roots, when last looked
+        self.past: dict[str, int] = {}  # what closed groups counted
+
+    def __bool__(self) -> bool:
+        return bool(self._inner)
+
+    @property
+    def followed(self) -> list[Group]:
+        """The groups of the mounts that are followed."""
+        return list(self._inner.values())
+
+    def roots(self) -> list[str]:
+        """Give the directories that are watched, as they are called now."""
+        return [
+            root.path
+            for group in self._groups
+            if not group.inner
+            for root in group.resolver.dirs.roots
+            if root.file is None
+        ]
+
+    def tells(self, path: str) -> bool:
+        """Say whether a path is in a root, as those are called now, and not excluded."""
+        roots = [
+            root.path
+            for group in self._groups
+            if not group.inner
+            for root in group.resolver.dirs.roots
+        ]
+        return in_scope(path, roots, self._exclude, self._recursive)
+
+    def wanted(self, there: Iterable[Mount]) -> list[Mount]:
+        """Which mounts are seen below the roots."""
+        there = list(there)
+        roots = [os.fsencode(root) for root in self.roots()]
+        if not roots or not self._recursive:
+            return []
+        seen = visible(there)
+        return [
+            mount
+            for mount in there
+            if mount.id in seen
+            if any(_is_below(mount.mount_point, root) for root in roots)
+            if self.tells(os.fsdecode(mount.mount_point))
+        ]
+
+    def adopt(self, roots: list[tuple[Mount, list[str]]]) -> list[tuple[Mount, list[str]]]:
+        """Give the paths that the group of each mount with a root has to watch.
+
+        Where such a mount is itself below another root, all of it is to be told and not only
+        its own roots: its group does that, too.
+        """
+        if not self._follow or not self._recursive:
+            return roots
+        paths = [path for _, some in roots for path in some]
+        above = [path for path in paths if os.path.isdir(path)]
+        out = []
+        for mount, some in roots:
+            point = os.fsdecode(mount.mount_point)
+            more = point not in paths and in_scope(point, above, self._exclude, True)
+            out.append((mount, [*some, point] if more else some))
+        return out
+
+    def open(self, there: Iterable[Mount]) -> None:
+        """Follow what is there when the watch begins; of these nothing is told."""
+        self._add(there, None)
+
+    @property
+    def stale(self) -> bool:
+        """Whether `update` is to be called although no mount changed: a root did."""
+        return self._again or (self._recursive and self.roots() != self._at)
+
+    def follow(self, group: Group, there: Iterable[Mount], rows: list[Any]) -> None:
+        """Learn where a followed mount is now, or let go of it."""
+        if group.leaving:
+            return
+        mount = group.find(there)
+        if mount is None or self._sees(mount):
+            group.follow(there, rows)
+        elif self._behind():
+            self._again = True  # a root may have moved with it, and that is not told yet
+        else:
+            group.leave("unmounted")
+
+    def _sees(self, mount: Mount) -> bool:
+        return any(_is_below(mount.mount_point, os.fsencode(root)) for root in self.roots())
+
+    def _behind(self) -> bool:
+        outer = [group for group in self._groups if not group.inner]
+        for group in outer:
+            group.sync()
+        return any(group.pending for group in outer)
+
+    def update(self, there: Iterable[Mount], rows: list[Any]) -> None:
+        """Follow what came, and let go of what went."""
+        there = list(there)
+        self._again = False
+        for group in self.followed:
+            self.follow(group, there, rows)
+        stay = {_key(mount): mount for mount in there}
+        for key, entry in list(self._refused.items()):
+            mount = stay.get(key)
+            point = os.fsdecode(mount.mount_point) if mount is not None else ""
+            if mount is None or not (self._sees(mount) or self._behind()):
+                del self._refused[key]
+                self._limited.discard(key)
+                rows.append(_row("unmounted", entry.path))
+            elif point != entry.path:
+                self._refused[key] = entry._replace(path=point)
+        self._add(there, rows)
+
+    def _add(self, there: Iterable[Mount], rows: list[Any] | None) -> None:
+        self._at = self.roots()
+        # Those of the roots are followed by the roots' own groups.
+        mine = {_key(group.mount) for group in self._groups if not group.inner}
+        for mount in self.wanted(there):
+            key = _key(mount)
+            known = key in self._refused
+            if key in mine or key in self._inner or (known and key not in self._limited):
+                continue
+            path = os.fsdecode(mount.mount_point)
+            refused = self._open(key, mount)
+            if refused is not None:
+                self._refused[key] = refused
+                if known:
+                    continue
+            elif key not in self._inner:
+                continue  # it went away meanwhile
+            elif known:
+                del self._refused[key]
+                self._limited.discard(key)
+            if rows is not None:
+                rows.append(_row("mounted", path))
+        now = tuple(sorted(self._refused.values()))
+        if now != self.unwatched:
+            self.unwatched = now
+
+    def _open(self, key: _Key, mount: Mount) -> UnwatchedMount | None:
+        path = os.fsdecode(mount.mount_point)
+
+        def refused(reason: str, remedy: str | None = None) -> UnwatchedMount:
+            return UnwatchedMount(path, mount.fstype, reason, remedy)
+
+        if not self._follow:
+            return refused("it is another filesystem, and those are left out, as asked")
+        if mount.fstype == "autofs":
+            # Opening it would mount something, and it never has anything in it.
+            return refused("autofs mounts what is asked for; that is followed when it is there")
+        try:
+            group = self.make(mount, [path], self.roots)
+            group.open()
+        except (FanwiseError, OSError) as error:
+            # Where it went away, or is covered, that is heard of next.
+            there = [each for each in mounts() if _key(each) == key]
+            if not there or there[0].mount_point != mount.mount_point:
+                return None
+            if isinstance(error.__cause__, NotADirectoryError):
+                return refused(
+                    "a file that is itself a mount point has no name on its filesystem to follow",
+                    "watch the file where it was mounted from",
+                )
+            if isinstance(error, LimitReached) or getattr(error, "errno", 0) == errno.EMFILE:
+                self._limited.add(key)
+            if isinstance(error, FanwiseError):
+                return refused(error.reason, error.remedy)
+            return refused(error.strerror or str(error))
+        self._inner[key] = group
+        self._groups.append(group)
+        return None
+
+    def reap(self) -> None:
+        """Close the groups whose last change was told."""
+        if not self.roots():
+            for group in self._inner.values():
+                if not group.leaving:
+                    group.leave("unmounted")
+        for key, group in list(self._inner.items()):
+            if not group.ended:
+                continue
+            for name, value in group.source.drain.stats().items():
+                self.past[name] = self.past.get(name, 0) + value
+            del self._inner[key]
+            self._groups.remove(group)
+            group.close()
+
+
+def _row(kind: str, path: str) -> Change:
+    return Change((kind,), path, None, True, 0, None, time.time(), "exact")
+
+
+def in_scope(path: str, roots: Sequence[str], exclude: Sequence[str], recursive: bool) -> bool:
+    """Say whether a path is in a root and no glob leaves it out."""
+    globs = Globs(exclude, roots)
+    for root in roots:
+        base = root.rstrip("/")
+        if path == root:
+            return True
+        if not path.startswith(base + "/"):
+            continue
+        below = path[len(base) + 1 :].split("/")
+        steps = [base + "/" + "/".join(below[: i + 1]) for i in range(len(below))]
+        if (recursive or len(below) == 1) and not any(map(globs.match, steps)):
+            return True
+    return False
+
+
+def _is_below(path: bytes, directory: bytes) -> bool:
+    return path != directory and path.startswith(directory.rstrip(b"/") + b"/")

@@ -1,0 +1,681 @@
+"""Mounts below a root: followed, told, named when they cannot be, and closed when they go."""
+
+import os
+import select
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import fanwise
+from fanwise import Change
+from fanwise.kernel import fanotify as fan
+from fanwise.kernel.libc import libc
+from fanwise.kernel.mounts import describe, mounts, visible
+from fanwise.sources import mounts as source_mounts
+from fanwise.sources.mounts import MountSource
+from tests.kernel.conftest import mounted, run
+from tests.kernel.test_watch_mounts import rest, until
+from tests.kernel.watching import on_disk, replay, scanned, short, watching, write
+
+
+@pytest.fixture(params=["mountinfo", "events"])
+def heard(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of hearing of mounts."""
+    monkeypatch.setattr(source_mounts, "MANY", 0 if request.param == "events" else 1 << 30)
+    return str(request.param)
+
+
+@contextmanager
+def _on(point: Path, *argv: object) -> Iterator[Path]:
+    point.mkdir(parents=True, exist_ok=True)
+    run("mount", *map(str, argv or ("-t", "tmpfs", "below")), str(point))
+    try:
+        yield point
+    finally:
+        if _is_mounted(point):
+            run("umount", str(point))
+
+
+def _is_mounted(point: Path) -> bool:
+    # Not os.path.ismount: a bind mount is on the same device.
+    return any(mount.mount_point == os.fsencode(point) for mount in mounts())
+
+
+def _umount(point: Path) -> None:
+    # A scan holds a descriptor for a moment.
+    for _ in range(200):
+        if not subprocess.run(["umount", str(point)], capture_output=True).returncode:
+            return
+        time.sleep(0.01)
+    run("umount", str(point))
+
+
+def _groups() -> int:
+    count = 0
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            count += os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[fanotify]"
+        except FileNotFoundError:
+            continue
+    return count
+
+
+# -- there from the beginning --
+
+
+def test_what_is_mounted_below_is_watched_too(tmpfs: Path, pure: bool, heard: str) -> None:
+    with _on(tmpfs / "a/mnt") as one, _on(one / "deep/mnt") as two:
+        (two / "old").mkdir()
+        with watching(tmpfs, pure=pure) as r:
+            assert [(m.path, m.rung, m.fstype) for m in r.watch.mounts] == [
+                (str(one), "filesystem-mark", "tmpfs"),
+                (str(two), "filesystem-mark", "tmpfs"),
+            ]
+            assert [root.path for root in r.watch.roots] == [str(tmpfs)]
+            assert r.watch.unwatched == ()
+            assert r.watch._mounts.events == (heard == "events")
+            scanned(r)
+            assert r.watch.directories == 2 + 2 + 2  # a covered one is not known
+            write(one / "f")
+            write(two / "old/g")
+            write(tmpfs / "h")
+            told = until(r.watch, tmpfs / "h")
+            told += until(r.watch, two / "old/g") if str(two / "old/g") not in paths(told) else []
+            told += until(r.watch, one / "f") if str(one / "f") not in paths(told) else []
+            assert set(paths(told)) == {str(one / "f"), str(two / "old/g"), str(tmpfs / "h")}
+            assert all(r.watch.tells(path) for path in paths(told))
+
+
+def paths(told: list[Change]) -> list[str]:
+    return [change.path for change in told]
+
+
+def test_one_file_system(tmpfs: Path, pure: bool) -> None:
+    with _on(tmpfs / "mnt") as mnt, watching(tmpfs, pure=pure, mounts=False) as r:
+        ((path, fstype, reason, remedy),) = r.watch.unwatched
+        assert (path, fstype, remedy) == (str(mnt), "tmpfs", None)
+        assert "as asked" in reason
+        assert r.watch.mounts == ()
+        assert not r.watch.tells(str(mnt / "f"))
+        write(mnt / "f")
+        write(tmpfs / "g")
+        assert set(paths(r.told())) == {str(tmpfs / "g")}
+        with _on(tmpfs / "two"):
+            assert short(until(r.watch, tmpfs / "two", "mounted"), tmpfs)[-1][0] == "mounted"
+            assert len(r.watch.unwatched) == 2
+        until(r.watch, tmpfs / "two", "unmounted")
+        assert len(r.watch.unwatched) == 1
+
+
+def test_a_mount_that_has_a_root_and_is_below_another(tmpfs: Path, pure: bool) -> None:
+    """Everything in it is told, once."""
+    with _on(tmpfs / "mnt") as mnt:
+        (mnt / "sub").mkdir()
+        with watching(tmpfs, mnt / "sub", pure=pure) as r:
+            assert r.watch.mounts == r.watch.unwatched == ()
+            write(mnt / "sub/f")
+            write(mnt / "g")
+            told = until(r.watch, mnt / "g")
+            assert set(paths(told)) == {str(mnt / "sub/f"), str(mnt / "g")}
+            assert len([c for c in told if "created" in c.kinds]) == 2
+        with watching(tmpfs, mnt, pure=pure) as r:
+            assert len(r.watch._groups) == 2
+
+
+def test_not_recursive(tmpfs: Path) -> None:
+    with _on(tmpfs / "mnt") as mnt, watching(tmpfs, recursive=False) as r:
+        assert (r.watch.mounts, r.watch.unwatched) == ((), ())
+        write(mnt / "f")
+        assert paths(r.told()) == []
+
+
+# -- that come and go --
+
+
+def test_mounted_and_unmounted(tmpfs: Path, pure: bool, heard: str) -> None:
+    with watching(tmpfs, pure=pure) as r:
+        scanned(r)
+        groups = _groups()
+        with _on(tmpfs / "mnt") as mnt:
+            until(r.watch, mnt, "mounted")
+            assert _groups() == groups + 1
+            (mnt / "d/e").mkdir(parents=True)
+            write(mnt / "d/e/f")
+            told = until(r.watch, mnt / "d/e/f", "written")
+            assert {c.path_source for c in told} == {"exact"}
+            # All before it is delivered, then the end.
+            for i in range(500):
+                write(mnt / f"d/n{i}")
+            _umount(mnt)
+            told = until(r.watch, mnt, "unmounted")
+            assert len([c for c in told if "created" in c.kinds]) == 500
+            assert told[-1].kinds == ("unmounted",)
+            r.watch.read(0)
+            assert _groups() == groups
+            assert r.watch.mounts == ()
+        assert not r.watch.ended
+        assert r.watch.stats()["records"] > 500
+        write(tmpfs / "after")
+        assert set(paths(r.told())) == {str(tmpfs / "after")}
+
+
+def test_what_was_there_before_it_is_listed_by_whoever_is_told(
+    tmpfs: Path, pure: bool, heard: str
+) -> None:
+    """``mounted`` is told behind the mark: what a listing does not show is told."""
+    with _on(tmpfs / "src") as src, watching(tmpfs, pure=pure) as r:
+        for name in ("a", "b"):
+            (src / name).mkdir()
+        stop = threading.Event()
+        point = tmpfs / "mnt"
+        point.mkdir()
+
+        def storm() -> None:
+            i = 0
+            while not stop.is_set() and i < 20_000:
+                (src / f"a/{i}").mkdir()
+                i += 1
+
+        thread = threading.Thread(target=storm)
+        thread.start()
+        run("mount", "--bind", str(src), str(point))
+        try:
+            told = until(r.watch, point, "mounted")
+            seen = on_disk(point)
+            stop.set()
+            thread.join()
+            write(point / "end")
+            told += until(r.watch, point / "end")
+            at = [c.kinds for c in told].index(("mounted",))
+            below = [c for c in told[at:] if c.path.startswith(f"{point}/")]
+            assert replay(below, seen) == on_disk(point)
+        finally:
+            stop.set()
+            thread.join()
+            _umount(point)
+
+
+def test_a_mount_on_a_mount(tmpfs: Path, pure: bool, heard: str) -> None:
+    with watching(tmpfs, pure=pure) as r, _on(tmpfs / "mnt") as mnt:
+        until(r.watch, mnt, "mounted")
+        write(mnt / "lower")
+        until(r.watch, mnt / "lower")
+        with _on(mnt):
+            told = until(r.watch, mnt, "mounted")
+            assert [c.kinds for c in told].count(("mounted",)) == 1
+            write(mnt / "upper")
+            until(r.watch, mnt / "upper")
+            assert len(r.watch.mounts) == 2
+        told = until(r.watch, mnt, "unmounted")
+        assert [c.kinds for c in told].count(("unmounted",)) == 1
+        assert len(r.watch.mounts) == 1
+        write(mnt / "lower2")
+        assert set(paths(until(r.watch, mnt / "lower2"))) == {str(mnt / "lower2")}
+
+
+def test_moved_into_within_and_out_of_a_root(tmp_path: Path, pure: bool, heard: str) -> None:
+    with mounted("tmpfs", tmp_path) as top:
+        run("mount", "--make-private", str(top))
+        root, outside = top / "root", top / "outside"
+        for name in ("root/a", "root/b", "outside"):
+            (top / name).mkdir(parents=True)
+        run("mount", "-t", "tmpfs", "x", str(outside))
+        try:
+            with watching(root, pure=pure) as r:
+                scanned(r)
+                run("mount", "--move", str(outside), str(root / "a"))
+                until(r.watch, root / "a", "mounted")
+                write(root / "a/f")
+                until(r.watch, root / "a/f", "written")
+                run("mount", "--move", str(root / "a"), str(root / "b"))
+                told = until(r.watch, root / "b", "renamed")
+                assert short(told, root) == [("renamed", "b", "a")]
+                write(root / "b/g")
+                until(r.watch, root / "b/g")
+                run("mount", "--move", str(root / "b"), str(outside))
+                told = until(r.watch, root / "b", "unmounted")
+                write(outside / "h")
+                write(root / "end")
+                assert set(paths(r.told())) == {str(root / "end")}
+                assert r.watch.mounts == ()
+        finally:
+            for point in (outside, root / "a", root / "b"):
+                if os.path.ismount(point):
+                    run("umount", str(point))
+
+
+def test_a_directory_above_the_mount_is_renamed(tmpfs: Path, pure: bool, heard: str) -> None:
+    with _on(tmpfs / "a/b/mnt") as mnt, watching(tmpfs, pure=pure) as r:
+        scanned(r)
+        r.watch.read(0.05)
+        os.rename(tmpfs / "a", tmpfs / "z")
+        new = tmpfs / "z/b/mnt"
+        try:
+            write(new / "f")
+            told = until(r.watch, new / "f")
+            kinds = short(told, tmpfs)
+            assert ("renamed", "z/b/mnt", "a/b/mnt") in kinds
+            assert [m.path for m in r.watch.mounts] == [str(new)]
+            assert not any(c.path.startswith(str(mnt)) for c in told)
+        finally:
+            _umount(new)
+
+
+def test_lazily_with_what_is_mounted_in_it(tmpfs: Path, pure: bool, heard: str) -> None:
+    with watching(tmpfs, pure=pure) as r:
+        scanned(r)
+        groups = _groups()
+        with _on(tmpfs / "one") as one, _on(one / "two") as two:
+            told = until(r.watch, two, "mounted")
+            assert {str(one), str(two)} == {c.path for c in told if c.kinds == ("mounted",)}
+            run("umount", "-l", str(one))
+            told = until(r.watch, two, "unmounted")
+            if str(one) not in [c.path for c in told if c.kinds == ("unmounted",)]:
+                told += until(r.watch, one, "unmounted")
+            r.watch.read(0)
+            assert _groups() == groups
+
+
+def test_the_outer_filesystem_goes_with_the_inner(tmp_path: Path, pure: bool, heard: str) -> None:
+    """The stream ends when the last root does, and each mount has its end."""
+    with mounted("tmpfs", tmp_path) as top, watching(top, pure=pure) as r:
+        with _on(top / "one") as one:
+            until(r.watch, one, "mounted")
+            write(one / "f")
+            run("umount", "-l", str(top))
+            told = rest(r.watch)
+            ends = [c.path for c in told if c.kinds == ("unmounted",)]
+            assert sorted(ends) == [str(top), str(one)]
+        assert r.watch.read(0) == []
+        assert len(r.watch._groups) == 1
+
+
+def test_the_root_moves_and_the_mount_with_it(tmpfs: Path, pure: bool) -> None:
+    (tmpfs / "root").mkdir()
+    with _on(tmpfs / "root/mnt"), watching(tmpfs / "root", pure=pure, exclude=["mnt/no"]) as r:
+        scanned(r)
+        r.watch.read(0.05)
+        os.rename(tmpfs / "root", tmpfs / "other")
+        new = tmpfs / "other/mnt"
+        try:
+            told = until(r.watch, new, "renamed")
+            assert not any("unmounted" in c.kinds for c in told)
+            (new / "no").mkdir()
+            write(new / "no/f")
+            write(new / "yes")
+            assert set(paths(until(r.watch, new / "yes"))) == {str(new / "yes")}
+        finally:
+            _umount(new)
+
+
+def test_paused_meanwhile(tmpfs: Path, pure: bool, heard: str) -> None:
+    with watching(tmpfs, pure=pure) as r, _on(tmpfs / "one") as one:
+        until(r.watch, one, "mounted")
+        r.watch.pause()
+        _umount(one)
+        with _on(tmpfs / "two") as two:
+            assert r.watch.read(0.05) == []
+            r.watch.resume()
+            told = until(r.watch, two, "mounted")
+            assert told[0].kinds in (("lost",), ("unmounted",))
+            assert ("lost",) in [c.kinds for c in told]
+            if ("unmounted", "one", None) not in short(told, tmpfs):
+                until(r.watch, one, "unmounted")
+            write(two / "f")
+            until(r.watch, two / "f")
+
+
+# -- bind mounts --
+
+
+def test_one_filesystem_at_two_paths(tmpfs: Path, pure: bool, heard: str) -> None:
+    """Each change is told with each path below a root that leads to it."""
+    (tmpfs / "a/d").mkdir(parents=True)
+    with watching(tmpfs, pure=pure) as r, _on(tmpfs / "b", "--bind", tmpfs / "a") as b:
+        until(r.watch, b, "mounted")
+        before = on_disk(tmpfs)
+        write(tmpfs / "a/d/f")
+        (b / "d/g").mkdir()
+        os.rename(tmpfs / "a/d/f", tmpfs / "out")
+        os.rename(tmpfs / "out", b.parent / "a/d/in")
+        told: list[Change] = []
+        for end in (tmpfs / "a/end", b / "end"):
+            if not end.exists():
+                write(end)
+            if str(end) not in paths(told):
+                told += until(r.watch, end)
+        assert replay(told, before) == on_disk(tmpfs)
+        for name in ("a/d/g", "b/d/g"):
+            assert paths(told).count(str(tmpfs / name)) == 1
+        # Out of what the bind mount shows: deleted there, renamed where both names are.
+        assert ("deleted", "b/d/f", None) in short(told, tmpfs)
+        assert ("renamed", "out", "a/d/f") in short(told, tmpfs)
+
+
+# -- what is not followed --
+
+
+def test_a_filesystem_that_cannot_be_marked_is_named(tmpfs: Path, pure: bool, heard: str) -> None:
+    with _on(tmpfs / "proc", "-t", "proc", "p") as proc, watching(tmpfs, pure=pure) as r:
+        (refused,) = r.watch.unwatched
+        assert (refused.path, refused.fstype) == (str(proc), "proc")
+        assert "cannot open file handles" in refused.reason
+        assert not r.watch.tells(str(proc / "1"))
+        with _on(tmpfs / "sys", "-t", "sysfs", "s") as sys:
+            until(r.watch, sys, "mounted")
+            assert [m.fstype for m in r.watch.unwatched] == ["proc", "sysfs"]
+        until(r.watch, sys, "unmounted")
+        assert [m.fstype for m in r.watch.unwatched] == ["proc"]
+        write(tmpfs / "f")
+        assert set(paths(r.told())) == {str(tmpfs / "f")}
+
+
+def test_a_file_that_is_a_mount_point(tmpfs: Path) -> None:
+    write(tmpfs / "a")
+    write(tmpfs / "b")
+    run("mount", "--bind", str(tmpfs / "a"), str(tmpfs / "b"))
+    try:
+        with watching(tmpfs) as r:
+            ((path, _, reason, _),) = r.watch.unwatched
+            assert (path, "file" in reason) == (str(tmpfs / "b"), True)
+            write(tmpfs / "a", "y")
+            assert set(paths(r.told())) == {str(tmpfs / "a")}
+    finally:
+        run("umount", str(tmpfs / "b"))
+
+
+def test_globs_pids_and_kinds_in_a_mount(tmpfs: Path, pure: bool) -> None:
+    options = {"exclude": ["no", "mnt/x/*.o", "*.tmp"], "kinds": ["created"]}
+    with (
+        _on(tmpfs / "no/mnt") as hidden,
+        _on(tmpfs / "a.tmp"),
+        watching(tmpfs, pure=pure, **options) as r,
+        _on(tmpfs / "mnt") as mnt,
+        _on(mnt / "no/deeper") as deeper,
+    ):
+        until(r.watch, mnt, "mounted")
+        assert [m.path for m in r.watch.mounts] == [str(mnt)]
+        assert r.watch.unwatched == ()
+        for where in (hidden, deeper, mnt):
+            (where / "x").mkdir()
+            for name in ("a.o", "a.tmp", "a.c"):
+                write(where / "x" / name)
+        write(mnt / "end")
+        told = until(r.watch, mnt / "end")
+        assert short(told, mnt) == [
+            ("created", "x", None),
+            ("created", "x/a.c", None),
+            ("created", "end", None),
+        ]
+    with (
+        watching(tmpfs, pure=pure, ignore_pids=[os.getpid()]) as r,
+        _on(tmpfs / "mnt") as mnt,
+    ):
+        until(r.watch, mnt, "mounted")
+        write(mnt / "mine")
+        run("touch", str(mnt / "other"))
+        assert str(mnt / "mine") not in paths(until(r.watch, mnt / "other"))
+
+
+_PR_SET_SECUREBITS, _PR_GET_SECUREBITS, _NO_SETUID_FIXUP = 28, 27, 1 << 2
+_SETRESUID = {"x86_64": 117, "aarch64": 147}[os.uname().machine]
+
+
+@contextmanager
+def _as_another_user() -> Iterator[None]:
+    """Keep every capability; the limits are another user's, so that nobody else meets them."""
+
+    def become(uid: int) -> None:
+        assert libc.syscall(_SETRESUID, -1, uid, -1) == 0  # this thread alone
+
+    bits = libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)
+    assert libc.prctl(_PR_SET_SECUREBITS, bits | _NO_SETUID_FIXUP, 0, 0, 0) == 0
+    try:
+        become(54_321)
+        yield
+    finally:
+        become(0)
+        libc.prctl(_PR_SET_SECUREBITS, bits, 0, 0, 0)
+
+
+def test_the_limit_of_groups(tmpfs: Path) -> None:
+    """What has no group is named, and followed as soon as there is one."""
+    with _on(tmpfs / "one") as one, _as_another_user(), watching(tmpfs) as r:
+        assert len(r.watch.mounts) == 1
+        taken: list[int] = []
+        points = [tmpfs / "two", tmpfs / "three"]
+        for point in points:
+            point.mkdir()
+        try:
+            with pytest.raises(fanwise.LimitReached):
+                while True:
+                    taken.append(fan.init(fan.FAN_REPORT_FID))
+            assert libc.mount(b"t", os.fsencode(points[0]), b"tmpfs", 0, None) == 0
+            until(r.watch, points[0], "mounted")
+            (refused,) = r.watch.unwatched
+            assert refused.path == str(points[0])
+            assert "max_user_groups" in refused.reason
+            assert refused.remedy is not None
+            assert "sysctl" in refused.remedy
+            assert [m.path for m in r.watch.mounts] == [str(one)]
+            for fd in taken[:2]:
+                os.close(fd)
+            del taken[:2]
+            assert libc.mount(b"t", os.fsencode(points[1]), b"tmpfs", 0, None) == 0
+            told = [*until(r.watch, points[1], "mounted"), *r.watch.read(0)]
+            assert {c.path for c in told if c.kinds == ("mounted",)} == set(map(str, points))
+            assert r.watch.unwatched == ()
+            write(points[0] / "f")
+            until(r.watch, points[0] / "f")
+        finally:
+            for fd in taken:
+                os.close(fd)
+            for point in points:
+                libc.umount2(os.fsencode(point), 2)
+
+
+# -- storms --
+
+
+def test_fifty_mounts_come_and_go(tmpfs: Path, pure: bool, heard: str) -> None:
+    run("mount", "--make-private", str(tmpfs))
+    with watching(tmpfs, pure=pure, queue=1 << 20) as r:
+        scanned(r)
+        groups, fds = _groups(), len(os.listdir("/proc/self/fd"))
+        errors: list[BaseException] = []
+
+        def storm() -> None:
+            try:
+                for i in range(50):
+                    point = tmpfs / f"m{i % 10}"
+                    point.mkdir(exist_ok=True)
+                    run("mount", "-t", "tmpfs", f"t{i}", str(point))
+                    (point / "d").mkdir()
+                    write(point / "d/f")
+                    if i % 3 == 0:
+                        run("umount", "-l", str(point))
+                    else:
+                        _umount(point)
+                write(tmpfs / "end")
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=storm)
+        thread.start()
+        told = []
+        deadline = time.monotonic() + 60
+        while str(tmpfs / "end") not in paths(told):
+            assert time.monotonic() < deadline
+            assert not errors
+            told += r.watch.read(1)
+        thread.join()
+        while r.watch.read(0.2):
+            pass
+        assert (r.watch.mounts, r.watch.unwatched) == ((), ())
+        assert _groups() == groups
+        assert len(os.listdir("/proc/self/fd")) == fds
+        assert threading.active_count() <= 4  # drain, scan, and those of the test
+        # Each that was told mounted was told unmounted.
+        balance: dict[str, int] = {}
+        for change in told:
+            if change.kinds == ("mounted",):
+                balance[change.path] = balance.get(change.path, 0) + 1
+                assert balance[change.path] <= 2  # a lazy one may be told late
+            elif change.kinds == ("unmounted",):
+                balance[change.path] -= 1
+        assert set(balance.values()) <= {0, 1}
+
+
+def test_an_idle_watch_does_not_keep_them_busy(tmpfs: Path, pure: bool) -> None:
+    with watching(tmpfs, pure=pure) as r, _on(tmpfs / "mnt") as mnt:
+        until(r.watch, mnt, "mounted")
+        scanned(r)
+        write(mnt / "f")
+        until(r.watch, mnt / "f", "written")
+        r.watch.read(0.05)
+        run("umount", str(mnt))
+
+
+# -- the source --
+
+
+@pytest.fixture(params=[False, True], ids=["mountinfo", "events"])
+def source(request: pytest.FixtureRequest) -> Iterator[MountSource]:
+    found = MountSource(request.param)
+    found.open()
+    assert found.events is request.param
+    with select.epoll() as epoll:
+        epoll.register(*found.waits)
+        found.wait = epoll.poll  # type: ignore[attr-defined]
+        yield found
+    found.close()
+
+
+def _wait(source: MountSource) -> list[tuple[str, bytes]]:
+    assert source.wait(5)  # type: ignore[attr-defined]
+    assert source.changed()
+    found = [(change.kind, change.mount.mount_point) for change in source.read()]
+    assert not source.changed()
+    return found
+
+
+def test_a_source_of_mounts(source: MountSource, tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    two = tmp_path / "two"
+    with _on(one):
+        run("mount", "--make-private", str(one))
+        assert _wait(source) == [("attached", os.fsencode(one))]
+        assert source.there == mounts()
+        with _on(one / "in/m"):
+            assert _wait(source) == [("attached", os.fsencode(one / "in/m"))]
+            os.rename(one / "in", one / "on")
+            assert not source.changed()  # nothing tells
+            assert [(c.kind, c.mount.mount_point, c.before and c.before.mount_point)
+                    for c in source.look()] == [
+                ("moved", os.fsencode(one / "on/m"), os.fsencode(one / "in/m"))
+            ]  # fmt: skip
+            run("umount", str(one / "on/m"))
+        assert _wait(source) == [("detached", os.fsencode(one / "on/m"))]
+    assert _wait(source) == [("detached", os.fsencode(one))]
+    with _on(tmp_path / "top") as top:
+        run("mount", "--make-private", str(top))
+        with _on(top / "a"), _on(top / "a/b"):
+            (top / "c").mkdir()
+            _wait(source)
+            run("mount", "--move", str(top / "a"), str(top / "c"))
+            # What is mounted on it moves along.
+            assert sorted(_wait(source)) == [
+                ("moved", os.fsencode(top / "c")),
+                ("moved", os.fsencode(top / "c/b")),
+            ]
+            run("umount", "-R", str(top / "c"))
+        _wait(source)
+        with _on(two):
+            run("umount", str(two))
+        _wait(source)
+        assert {m.unique_id for m in source.there} == {m.unique_id for m in mounts()}
+
+
+def test_events_that_overflow(tmp_path: Path) -> None:
+    source = MountSource(True)
+    limit = Path("/proc/sys/fs/fanotify/max_queued_events")
+    before = limit.read_text()
+    limit.write_text("2")
+    try:
+        source.open()
+        with _on(tmp_path / "a"), _on(tmp_path / "b"), _on(tmp_path / "c"), _on(tmp_path / "d"):
+            found = {change.mount.mount_point for change in source.read()}
+            assert found == {os.fsencode(tmp_path / name) for name in "abcd"}
+            assert not source.changed()
+    finally:
+        limit.write_text(before)
+        source.close()
+
+
+def test_one_mount_is_described_as_in_the_list(tmp_path: Path) -> None:
+    with (
+        _on(tmp_path / "a", "-t", "tmpfs", "-o", "nosuid,nodev,noexec,noatime,size=1m", "a b") as a,
+        _on(tmp_path / "b,c", "-t", "tmpfs", "-o", "ro,nodiratime", "x"),
+        _on(tmp_path / "d", "--bind", a) as bind,
+    ):
+        run("mount", "--make-shared", str(a))
+        with _on(bind / "slave", "--bind", a) as slave:
+            run("mount", "--make-slave", str(slave))
+            run("mount", "--make-unbindable", str(bind))
+            there = mounts()
+            assert len(there) > 5
+            for mount in there:
+                assert mount.unique_id is not None
+                assert describe(mount.unique_id) == mount
+    with pytest.raises(fanwise.NoSuchRoot):
+        describe(2**62)
+
+
+def test_which_mounts_a_path_leads_to(tmp_path: Path) -> None:
+    """As look-ups have it."""
+    with (
+        _on(tmp_path / "a/b/c") as c,
+        _on(tmp_path / "a") as a,
+        _on(a / "b/c") as other,
+        _on(other),
+        _on(a / "x/y"),
+        _on(tmp_path / "t"),
+    ):
+        there = mounts()
+        seen = visible(there)
+        mine = [m for m in there if m.mount_point.startswith(os.fsencode(tmp_path))]
+        assert len(mine) == 6
+        for mount in mine:
+            found = os.stat(mount.mount_point)
+            leads = (os.major(found.st_dev), os.minor(found.st_dev)) == mount.dev
+            assert leads == (mount.id in seen), mount
+        assert c == other
+
+
+def test_a_forked_child_keeps_no_group() -> None:
+    source = MountSource(True)
+    source.open()
+    try:
+        fd, _ = source.waits
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if not pid:
+            status = 1
+            try:
+                os.fstat(fd)
+            except OSError:
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert not source.changed()
+    finally:
+        source.close()
