@@ -443,6 +443,14 @@ def _as_another_user() -> Iterator[None]:
         libc.prctl(_PR_SET_SECUREBITS, bits, 0, 0, 0)
 
 
+def _take_all(groups: list[int]) -> None:
+    while True:
+        try:
+            groups.append(fan.init(fan.FAN_REPORT_FID))
+        except fanwise.LimitReached:
+            return
+
+
 def test_the_limit_of_groups(tmpfs: Path) -> None:
     """What has no group is named, and followed as soon as there is one."""
     with _on(tmpfs / "one") as one, _as_another_user(), watching(tmpfs) as r:
@@ -452,9 +460,7 @@ def test_the_limit_of_groups(tmpfs: Path) -> None:
         for point in points:
             point.mkdir()
         try:
-            with pytest.raises(fanwise.LimitReached):
-                while True:
-                    taken.append(fan.init(fan.FAN_REPORT_FID))
+            _take_all(taken)
             assert libc.mount(b"t", os.fsencode(points[0]), b"tmpfs", 0, None) == 0
             until(r.watch, points[0], "mounted")
             (refused,) = r.watch.unwatched
