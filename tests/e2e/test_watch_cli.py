@@ -19,6 +19,7 @@ import pytest
 
 import fanwise as public
 from fanwise.cli import _lines
+from tests.e2e.conftest import mounted
 
 DEADLINE = 30  # seconds for anything that must happen
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -558,3 +559,45 @@ def test_on_a_terminal(fanwise, scratch, colour):
     finally:
         os.close(main)
         os.close(other)
+
+
+def test_mounts_below_a_path(fanwise, scratch):
+    """What is followed is told; what is not is named with the reason, also when it comes later."""
+    with mounted(scratch / "proc", "proc"), mounted(scratch / "tmp"):
+        running = fanwise("watch", "--json", scratch)
+        running.type("ready")
+        write(scratch / "tmp/f")
+        running.until(by(scratch / "tmp/f"))
+        with mounted(scratch / "sys", "sysfs"), mounted(scratch / "new"):
+            record = running.until(
+                lambda r: (r.get("kinds"), r.get("path")) == (["mounted"], str(scratch / "new"))
+            )[-1]
+            assert record["dir"] is True
+            write(scratch / "new/g")
+            running.until(by(scratch / "new/g"))
+        running.until(lambda r: r.get("kinds") == ["unmounted"])
+        running.send(signal.SIGTERM)
+        running.rest()
+        assert running.wait() == 0
+        lines = running.errors().splitlines()
+        assert [line.split(": ")[:3] for line in lines] == [
+            ["fanwise", "not watched", str(scratch / name)] for name in ("proc", "sys")
+        ]
+        assert all("cannot open file handles" in line for line in lines)
+
+
+def test_one_file_system(fanwise, scratch):
+    with mounted(scratch / "tmp"):
+        running = fanwise("watch", "--json", "--one-file-system", scratch)
+        running.type("ready")
+        write(scratch / "tmp/f")
+        write(scratch / "g")
+        found = running.until(by(scratch / "g"))
+        assert not [r for r in found if r["path"] == str(scratch / "tmp/f")]
+        running.send(signal.SIGTERM)
+        running.rest()
+        assert running.wait() == 0
+        assert running.errors() == (
+            f"fanwise: not watched: {scratch}/tmp: it is another filesystem, and those are left"
+            " out, as asked\n"
+        )
