@@ -357,6 +357,48 @@ def test_one_filesystem_at_two_paths(tmpfs: Path, pure: bool, heard: str) -> Non
         assert ("renamed", "out", "a/d/f") in short(told, tmpfs)
 
 
+def test_following_opens_nothing_that_is_told(tmpfs: Path, pure: bool) -> None:
+    """The bind mount's filesystem is watched already, for opens too."""
+    (tmpfs / "a").mkdir()
+    with watching(tmpfs, pure=pure, kinds=["created", "opened"]) as r:
+        scanned(r)
+        with _on(tmpfs / "b", "--bind", tmpfs / "a") as b:
+            told = until(r.watch, b, "mounted")
+            run("touch", str(b / "f"))
+            told += until(r.watch, b / "f")
+            assert not [c for c in told if c.pid == os.getpid() and "opened" in c.kinds]
+
+
+def test_it_moves_while_it_is_opened(
+    tmpfs: Path, pure: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory above is renamed between the list and the look, of which nothing tells."""
+    from fanwise.watch._group import Group
+
+    (tmpfs / "a").mkdir()
+    opened = Group.open
+
+    def late(self: Group) -> None:
+        monkeypatch.undo()
+        os.rename(tmpfs / "a", tmpfs / "z")
+        opened(self)
+
+    with watching(tmpfs, pure=pure) as r:
+        scanned(r)
+        monkeypatch.setattr(Group, "open", late)
+        run("mount", "-t", "tmpfs", "t", str(_made(tmpfs / "a/m")))
+        try:
+            until(r.watch, tmpfs / "z/m", "mounted")
+            assert [m.path for m in r.watch.mounts] == [str(tmpfs / "z/m")]
+        finally:
+            _umount(tmpfs / "z/m")
+
+
+def _made(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
 # -- what is not followed --
 
 

@@ -18,17 +18,19 @@ from fanwise.kernel.mounts import Mount, mount_id
 _PATH = os.O_PATH | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
+AT = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC  # to point at a directory: it raises no event
+
 # (key, parent key or None where the mount ends, name): one step of the way up.
 Link = tuple[bytes, bytes | None, bytes]
 
 
-def open_mount(mount: Mount) -> int:
-    """Open the root of a mount for reading; the caller owns the descriptor.
+def open_mount(mount: Mount, flags: int = _READ) -> int:
+    """Open the root of a mount, for reading by default; the caller owns the descriptor.
 
     Raises NotWatchable when its path leads to another mount now: it was unmounted or covered.
     """
     try:
-        fd = os.open(mount.mount_point, _READ)
+        fd = os.open(mount.mount_point, flags)
     except OSError as error:
         raise NotWatchable(mount.mount_point, f"cannot be opened: {error.strerror}") from error
     try:

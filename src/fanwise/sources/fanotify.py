@@ -58,14 +58,21 @@ def mark_filesystem(group: int, mask: int, mount: Mount, fd: int, path: str) -> 
     ``path`` is what errors are about. Raises NotWatchable.
     """
     flags = FAN_MARK_ADD | FAN_MARK_FILESYSTEM
+    # The descriptor may be of O_PATH: another group may watch this filesystem, and is to see no
+    # open of ours. By itself the call takes none of those, by its link in /proc it does.
+    here = f"/proc/self/fd/{fd}"
     try:
-        mark(group, flags, mask, fd, about=path)
+        mark(group, flags, mask, path=here, about=path)
         return FILESYSTEM_MARK
     except FilesystemRefuses as error:
         code = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
         if code != errno.EXDEV or mount.fstype != "btrfs":
             raise
-    top = open_top_level(mount, fd)
+    readable = os.open(here, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        top = open_top_level(mount, readable)
+    finally:
+        os.close(readable)
     try:
         mark(group, flags, mask, top, about=path)
     finally:
@@ -77,8 +84,8 @@ class FanotifySource:
     """One kernel group on one superblock.
 
     ``path`` is what errors are about, ``mount`` the mount that is watched; ``open_mount`` opens its
-    root for reading, and the descriptor is closed here. ``mask`` are the events beyond MODEL_MASK,
-    ``ring`` is in bytes. ``rung`` says how the filesystem is marked.
+    root (O_PATH will do), and the descriptor is closed here. ``mask`` are the events beyond
+    MODEL_MASK, ``ring`` is in bytes. ``rung`` says how the filesystem is marked.
     """
 
     state: str

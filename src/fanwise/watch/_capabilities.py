@@ -15,7 +15,7 @@ from fanwise.kernel.caps import CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN, credentials
 from fanwise.kernel.handles import name_to_handle, open_by_handle
 from fanwise.kernel.mounts import Mount, mount_of
 from fanwise.kernel.native import why_pure
-from fanwise.names.lookup import open_mount
+from fanwise.names.lookup import AT, open_mount
 from fanwise.sources.fanotify import (
     FILESYSTEM_MARK,
     MODEL_MASK,
@@ -144,7 +144,7 @@ def _group(path: str, flags: int, kind: int = 0, mask: int = 0) -> None:
 def _mark(path: str, mount: Mount) -> str:
     fd = fan.init(fan.FAN_CLASS_NOTIF | fan.FAN_CLOEXEC | fan.FAN_NONBLOCK | _NAMES, path=path)
     try:
-        root = open_mount(mount)
+        root = open_mount(mount, AT)
         try:
             return mark_filesystem(fd, MODEL_MASK & ~fan.FAN_RENAME, mount, root, path)
         finally:

@@ -18,7 +18,7 @@ from fanwise.kernel.mounts import Mount, mounts
 from fanwise.kernel.native import Parts
 from fanwise.names.child import ChildLookup, Helpers
 from fanwise.names.directories import Directories, Root
-from fanwise.names.lookup import Lookup, open_mount
+from fanwise.names.lookup import AT, Lookup, open_mount
 from fanwise.names.resolver import Resolver
 from fanwise.names.scan import Scanner, scan_mount
 from fanwise.names.teller import Settings
@@ -53,7 +53,7 @@ class Group:
         self._anchors = anchors
         self.paths = roots
         self.source = FanotifySource(
-            roots[0], mount, lambda: open_mount(self.mount), mask, ring, parts
+            roots[0], mount, lambda: open_mount(self.mount, AT), mask, ring, parts
         )
         self._parts, self._settings = parts, settings
         self._exclude, self._recursive, self._wake = exclude, recursive, wake
@@ -255,7 +255,7 @@ class Group:
         if not self.follow(mounts(), self._rows):
             return
         try:
-            fd = open_mount(self.mount)
+            fd = open_mount(self.mount, AT)
         except NotWatchable:
             if self.shows(self.mount.mount_point):
                 raise  # it is there, and cannot be opened just now

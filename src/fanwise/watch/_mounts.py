@@ -130,6 +130,11 @@ class Below:
         """Whether `update` is to be called although no mount changed: a root did."""
         return self._again or (self._recursive and self.roots() != self._at)
 
+    @property
+    def again(self) -> bool:
+        """Whether `update` left something open."""
+        return self._again
+
     def follow(self, group: Group, there: Iterable[Mount], rows: list[Any]) -> None:
         """Learn where a followed mount is now, or let go of it."""
         if group.leaving:
@@ -213,6 +218,7 @@ class Below:
             # Where it went away, or is covered, that is heard of next.
             there = [each for each in mounts() if _key(each) == key]
             if not there or there[0].mount_point != mount.mount_point:
+                self._again = bool(there) or self._again  # nothing tells of what moved
                 return None
             if isinstance(error.__cause__, NotADirectoryError):
                 return refused(

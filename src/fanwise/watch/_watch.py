@@ -442,9 +442,14 @@ class Watch:
             return rows
         if self._mounts.changed():
             self._news += self._mounts.read()
-        if self._news or self._below.stale:
+        stale = self._below.stale
+        if stale:
+            self._news += self._mounts.look()
+        if self._news or stale:
             news, self._news = self._news, []
             self._apply(news, rows)
+            if self._below.again:
+                self._wake()
         return rows
 
     def _apply(self, changes: list[MountChange], rows: list[Change]) -> None:
