@@ -218,6 +218,28 @@ def test_a_mount_on_a_mount(tmpfs: Path, pure: bool, heard: str) -> None:
         assert set(paths(until(r.watch, mnt / "lower2"))) == {str(mnt / "lower2")}
 
 
+def test_a_mount_that_is_covered_at_the_beginning(tmpfs: Path, pure: bool, heard: str) -> None:
+    """No path leads to it: it is followed when the one above it goes."""
+    with _on(tmpfs / "mnt") as mnt:
+        write(mnt / "lower")
+        with _on(mnt):
+            upper = fanwise.identity(mnt)
+            reader = watching(tmpfs, pure=pure)
+            r = reader.__enter__()
+        try:
+            assert len(r.watch._groups) == 2
+            assert r.watch.unwatched == ()
+            told = until(r.watch, mnt, "mounted")
+            if ("unmounted",) not in [c.kinds for c in told]:
+                told += until(r.watch, mnt, "unmounted")
+            assert fanwise.identity(mnt) != upper
+            assert len(r.watch.mounts) == 1
+            write(mnt / "f")
+            until(r.watch, mnt / "f")
+        finally:
+            reader.__exit__(None, None, None)
+
+
 def test_moved_into_within_and_out_of_a_root(tmp_path: Path, pure: bool, heard: str) -> None:
     with mounted("tmpfs", tmp_path) as top:
         run("mount", "--make-private", str(top))

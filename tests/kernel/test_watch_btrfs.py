@@ -265,9 +265,11 @@ def test_a_snapshot_with_inner_subvolumes(btrfs: Path, pure: bool) -> None:
     with watching(btrfs, pure=pure) as r:
         scanned(r)
         before = on_disk(btrfs)
+        known = r.watch.directories
         _sub("snapshot", btrfs / "sv", btrfs / "snap")
         told = r.told()
         assert {c.path for c in told} == {str(btrfs / "snap" / n) for n in ("", "n1", "n2")}
+        assert r.watch.directories == known + 1  # both stubs have one handle
         (btrfs / "snap/n1").rmdir()
         _sub("delete", btrfs / "sv/n1")
         told += r.told()
