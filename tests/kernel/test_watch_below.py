@@ -1,6 +1,7 @@
 """Mounts below a root: followed, told, named when they cannot be, and closed when they go."""
 
 import os
+import resource
 import select
 import subprocess
 import threading
@@ -669,6 +670,22 @@ def test_a_source_of_mounts(source: MountSource, tmp_path: Path) -> None:
             run("umount", str(two))
         _wait(source)
         assert {m.unique_id for m in source.there} == {m.unique_id for m in mounts()}
+
+
+def test_without_a_descriptor_left(source: MountSource, tmp_path: Path) -> None:
+    point = tmp_path / "one"
+    point.mkdir()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        assert libc.mount(b"t", os.fsencode(point), b"tmpfs", 0, None) == 0
+        with pytest.raises(OSError, match="Too many open files"):
+            os.open("/", os.O_PATH)
+        found = [c.mount.mount_point for c in (*source.read(), *source.look())]
+        assert found.count(os.fsencode(point)) == 1  # others may mount things, too
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        libc.umount2(os.fsencode(point), 0)
 
 
 def test_events_that_overflow(tmp_path: Path) -> None:

@@ -112,13 +112,15 @@ def open_mountinfo() -> int:
     return os.open(_MOUNTINFO, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def mounts() -> list[Mount]:
+def mounts(fd: int = -1) -> list[Mount]:
     """List the mounts that this process can see, in mountinfo's order.
+
+    With ``fd``, one of `open_mountinfo`, no descriptor is opened: it works when none is left.
 
     Not a snapshot: a mount or unmount during the reading may or may not show; wait for changes
     with `open_mountinfo`, opened before. Raises DecodeError; OSError when /proc is not mounted.
     """
-    found = _read()
+    found = _read() if fd < 0 else parse_mountinfo(_read_again(fd))
     try:
         unique = _unique_ids()
     except (FeatureMissing, SyscallBlocked):
@@ -130,6 +132,14 @@ def mounts() -> list[Mount]:
 def _read() -> list[Mount]:
     with open(_MOUNTINFO, "rb") as file:
         return parse_mountinfo(file.read())
+
+
+def _read_again(fd: int) -> bytes:
+    os.lseek(fd, 0, os.SEEK_SET)
+    text = []
+    while piece := os.read(fd, 1 << 16):
+        text.append(piece)
+    return b"".join(text)
 
 
 def _unique_ids() -> dict[tuple[int, tuple[int, int]], int]:

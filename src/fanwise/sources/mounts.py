@@ -68,7 +68,8 @@ class MountSource:
         self.events = events
         self.there: list[Mount] = []
         self._unique: dict[int, Mount] = {}
-        # mountinfo: one descriptor wakes, the other, polled here alone, tells reliably.
+        # One wakes. The other is of mountinfo: it is read again where no descriptor is left to open
+        # another, and where there are no events it is polled here alone, which tells reliably.
         self._fd = self._second = -1
         self._poll = select.poll()
         MOUNT_SOURCE.start(self)
@@ -81,11 +82,12 @@ class MountSource:
         try:
             if self.events is not False:
                 self._open_events()
+            self._second = open_mountinfo()
             if not self.events:
-                self._fd, self._second = open_mountinfo(), open_mountinfo()
+                self._fd = open_mountinfo()
                 self._poll.register(self._second, _URGENT)
                 self._poll.poll(0)
-            self._take(mounts())
+            self._take(mounts(self._second))
         except BaseException:
             self.close()
             raise
@@ -161,7 +163,7 @@ class MountSource:
 
     def look(self) -> list[MountChange]:
         """Do the same by reading the whole list: also what moved with a directory above it."""
-        return self._take(mounts())
+        return self._take(mounts(self._second))
 
     def _drain(self) -> None:
         try:
