@@ -61,7 +61,7 @@ def unique(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     if not request.param:
         real = _mounts.mounts
         monkeypatch.setattr(
-            _mounts, "mounts", lambda fd: [mount._replace(unique_id=None) for mount in real(fd)]
+            _mounts, "mounts", lambda fd=-1: [mount._replace(unique_id=None) for mount in real(fd)]
         )
     return bool(request.param)
 
