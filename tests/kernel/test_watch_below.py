@@ -380,6 +380,16 @@ def test_one_filesystem_at_two_paths(tmpfs: Path, pure: bool, heard: str) -> Non
         assert ("renamed", "out", "a/d/f") in short(told, tmpfs)
 
 
+def test_who_in_a_mount(tmpfs: Path) -> None:
+    with watching(tmpfs, who=True) as r, _on(tmpfs / "mnt") as mnt:
+        told = until(r.watch, mnt, "mounted")
+        write(mnt / "f")
+        told += until(r.watch, mnt / "f")
+        (found,) = {c.process for c in told if c.path == str(mnt / "f")}
+        assert found is not None
+        assert found.name
+
+
 def test_following_opens_nothing_that_is_told(tmpfs: Path, pure: bool) -> None:
     """The bind mount's filesystem is watched already, for opens too."""
     (tmpfs / "a").mkdir()
