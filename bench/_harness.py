@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -31,7 +32,7 @@ FANWISE = ROOT / ".venv/bin/fanwise"
 CACHE = HERE / ".cache"
 LOCKS = Path("/run/lock")
 LOOP_LOCK = (LOCKS if LOCKS.is_dir() else Path(tempfile.gettempdir())) / "fanwise-loop.lock"
-PEER_PYTHON = CACHE / "peers/bin/python"
+REQUIREMENTS = HERE / "requirements-peers.txt"
 KINDS = ("created", "modified", "written", "renamed", "deleted")
 
 Json = dict[str, Any]
@@ -164,6 +165,11 @@ class Contender:
     ready: bytes
     read: Callable[[bytes], Iterator[Record]]
     drains: bool = False  # a signal makes it deliver what is queued; others need to fall quiet
+    package: str = ""  # of a peer: `debian:NAME` or `pypi:NAME`; its version is recorded
+    how: str = ""  # of a peer: what of it is used
+    asked: bool = False  # it is asked once, at the end: it cannot be timed event by event
+    children: bool = False  # it works in processes of its own below the one that is started
+    checks: bool = False  # it can open the name of each deletion itself, when it is told
 
 
 def json_records(output: bytes) -> Iterator[Record]:
@@ -187,30 +193,75 @@ INOTIFY = {
     "MODIFY": "modified",
     "CLOSE_WRITE": "written",
     "DELETE": "deleted",
+    "MOVED_FROM": "moved_away",
     "MOVED_TO": "renamed",
+    "Q_OVERFLOW": "lost",
 }
 
 
 def inotifywait_records(output: bytes) -> Iterator[Record]:
+    """Of inotifywait and fsnotifywait; the latter marks a name that has gone since."""
     for line in output.decode(errors="surrogateescape").splitlines():
         flags, bar, path = line.partition("|")
         if bar:
             kinds = tuple(INOTIFY[f] for f in flags.split(",") if f in INOTIFY)
-            yield kinds, path, None
+            yield kinds, path.removesuffix(" (deleted)"), None
+
+
+FATRACE_LINE = re.compile(rb"^.*\(\d+\): ([A-Z+<>]+) +(/.*)$", re.MULTILINE)
+
+
+def fatrace_records(output: bytes) -> Iterator[Record]:
+    """A letter for each event. Of +, D, < and > the path is the directory's: no name is told."""
+    for match in FATRACE_LINE.finditer(output):
+        letters = match[1].decode()
+        path = os.fsdecode(match[2]).removesuffix(" (deleted)")
+        kinds = []
+        if "W" in letters:
+            kinds.append("written" if "C" in letters else "modified")
+        if set(letters) & set("+D<>"):
+            kinds.append("directory_changed")
+        yield tuple(kinds), path, None
+
+
+EVENTS = "create,modify,close_write,move,delete"
+
+
+def _program(name: str, package: str) -> str:
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if not found:
+        who = "" if os.geteuid() == 0 else " (as root)"
+        raise Unavailable(f"{name} is not installed: apt-get install {package}{who}")
+    return found
 
 
 def _inotifywait(bench: Bench, root: Path) -> list[str]:
-    found = shutil.which("inotifywait")
-    if not found:
-        raise Unavailable("inotifywait is not installed (apt install inotify-tools)")
-    events = "create,modify,close_write,move,delete"
-    return [found, "-m", "-r", "-e", events, "--format", "%e|%w%f", str(root)]
+    found = _program("inotifywait", "inotify-tools")
+    return [found, "-m", "-r", "-e", EVENTS, "--format", "%e|%w%f", str(root)]
+
+
+def _fsnotifywait(bench: Bench, root: Path) -> list[str]:
+    found = _program("fsnotifywait", "inotify-tools 3.22 or newer")
+    # By lines: it loses what is in its buffer when it is told to end.
+    argv = [found, "-m", "-S", "-e", EVENTS, "--format", "%e|%w%f", str(root)]
+    return [_program("stdbuf", "coreutils"), "-oL", *argv]
+
+
+def _fatrace(bench: Bench, root: Path) -> list[str]:
+    # It says nothing when it is ready: the shell says so, and the start is waited for by `settle`.
+    found = _program("fatrace", "fatrace")
+    script = f'cd "$1" && (sleep 1; echo READY) & cd "$1" && exec {found} -c -f "CWD+<>"'
+    return ["/bin/sh", "-c", script, "fatrace", str(root)]
+
+
+def _watchman(bench: Bench, root: Path) -> list[str]:
+    _program("watchman", "watchman")
+    return [sys.executable, str(HERE / "_peer.py"), "watchman", str(root)]
 
 
 def _peer(name: str) -> Callable[[Bench, Path], list[str]]:
     def argv(bench: Bench, root: Path) -> list[str]:
-        bench.peers()
-        return [str(PEER_PYTHON), str(HERE / "_peer.py"), name, str(root)]
+        return [str(bench.peer_python(name)), str(HERE / "_peer.py"), name, str(root)]
 
     return argv
 
@@ -245,6 +296,12 @@ def _c(*more: str) -> Callable[[Bench, Path], list[str]]:
     return lambda bench, root: [str(bench.creader), str(root), *more]
 
 
+def _pypi(name: str, how: str, **more: bool) -> Contender:
+    return Contender(
+        name, _peer(name), READY, json_records, package=f"pypi:{name}", how=how, checks=True, **more
+    )
+
+
 READY, JSON_READY = b"READY\n", b'"type":"ready"'
 CONTENDERS = {
     c.name: c
@@ -252,28 +309,92 @@ CONTENDERS = {
         Contender("c", _c(), READY, json_records, drains=True),
         Contender("c lines", _c("--lines"), READY, json_records, drains=True),
         Contender("library", _library("count"), READY, json_records, drains=True),
-        Contender("library names", _library("record"), READY, json_records, drains=True),
+        Contender(
+            "library names", _library("record"), READY, json_records, drains=True, checks=True
+        ),
         Contender("library scan", _library("scan"), READY, json_records, drains=True),
         Contender("pure", _library("count", "--pure"), READY, json_records, drains=True),
-        Contender("pure names", _library("record", "--pure"), READY, json_records, drains=True),
+        Contender(
+            "pure names",
+            _library("record", "--pure"),
+            READY,
+            json_records,
+            drains=True,
+            checks=True,
+        ),
         Contender("library who", _library("who"), READY, json_records, drains=True),
         Contender("library who, no tracefs", _without_tracefs, READY, json_records, drains=True),
         Contender("watch --json", _command(), JSON_READY, json_records, drains=True),
-        Contender("inotifywait", _inotifywait, b"Watches established.", inotifywait_records),
-        Contender("watchdog", _peer("watchdog"), READY, json_records),
-        Contender("watchfiles", _peer("watchfiles"), READY, json_records),
+        Contender(
+            "inotifywait",
+            _inotifywait,
+            b"Watches established.",
+            inotifywait_records,
+            package="debian:inotify-tools",
+            how="`inotifywait -m -r`",
+        ),
+        Contender(
+            "fsnotifywait",
+            _fsnotifywait,
+            b"Watches established.",
+            inotifywait_records,
+            package="debian:inotify-tools",
+            how="`fsnotifywait -m -S`, its output by lines (`stdbuf -oL`)",
+        ),
+        Contender(
+            "fatrace",
+            _fatrace,
+            READY,
+            fatrace_records,
+            package="debian:fatrace",
+            how="`fatrace -c -f 'CWD+<>'`; ready is taken to be 1 s after the start",
+        ),
+        Contender(
+            "watchman",
+            _watchman,
+            READY,
+            json_records,
+            package="debian:watchman",
+            how="a server of its own; one `query` `since` the clock of the start, at the end",
+            asked=True,
+            children=True,
+        ),
+        _pypi("watchdog", "`Observer`, recursive"),
+        _pypi("watchfiles", "`RustNotify`, with the defaults of `watch()`"),
+        _pypi("inotify-simple", "with the plain recursion of bench/_peer.py"),
+        _pypi("asyncinotify", "`RecursiveWatcher`, with `Q_OVERFLOW` in its mask"),
+        _pypi("pyfanotify", "`Fanotify(init_fid=True)`, filesystem mark", children=True),
+        _pypi("wtr-watcher", "`Watch`"),
     )
 }
-PEERS = ("inotifywait", "watchdog", "watchfiles")
+PEERS = tuple(name for name, contender in CONTENDERS.items() if contender.package)
+
+
+def session(leader: int) -> list[int]:
+    """The processes of a session that was started by `leader`."""
+    found = []
+    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == leader:
+                found.append(pid)
+    return found
 
 
 class Watcher:
     """A started watcher. Its output is read at once and kept, so that it never waits for us."""
 
     def __init__(
-        self, name: str, argv: Sequence[str], ready: bytes, group: Group | None, reading: bool
+        self,
+        name: str,
+        argv: Sequence[str],
+        ready: bytes,
+        group: Group | None,
+        reading: bool,
+        children: bool = False,
     ) -> None:
-        self.name, self.chunks, self.cpu_ready = name, [], 0.0
+        self.name, self.chunks, self.cpu_ready, self.ended = name, [], 0.0, ""
+        self._children = children
+        self.arrived: Callable[[bytes], None] | None = None  # called with each piece of output
         self.reading = threading.Event()
         if reading:
             self.reading.set()
@@ -289,6 +410,8 @@ class Watcher:
             cwd=ROOT,
             # What the caller's shell prefers must not decide which twin is measured.
             env={k: v for k, v in os.environ.items() if not k.startswith("FANWISE_")},
+            # A session of its own: what it starts is found, and ended, by its group.
+            start_new_session=True,
             preexec_fn=group.enter if group else None,
         )
         self.pid = self.process.pid
@@ -304,6 +427,8 @@ class Watcher:
         while chunk := os.read(fd, 1 << 20):
             now = time.monotonic_ns()
             self.chunks.append((now, chunk))
+            if self.arrived:
+                self.arrived(chunk)
             if not self._ready.is_set():
                 self._head += chunk
                 if self._pattern in self._head:
@@ -328,12 +453,22 @@ class Watcher:
 
     def cpu(self) -> float:
         # The processor-time clock of another process: ~pid << 3 | CPUCLOCK_SCHED.
-        return time.clock_gettime((~self.pid << 3) | 2)
+        if self.usage is not None:
+            return float(self.usage.ru_utime + self.usage.ru_stime)
+        if not self._children:
+            return time.clock_gettime((~self.pid << 3) | 2)
+        total = 0.0
+        for pid in session(self.pid):
+            with contextlib.suppress(OSError):  # ended meanwhile
+                total += time.clock_gettime((~pid << 3) | 2)
+        return total
 
     def quiet(self, timeout: float = 120) -> bool:
         """Wait until it uses under 1 % of a core for a second; False when it never does."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
+            if not self.running():
+                return True
             before = self.cpu()
             time.sleep(1)
             if self.cpu() - before < 0.01:
@@ -341,18 +476,28 @@ class Watcher:
         return False
 
     def stop(self, timeout: float = 300) -> Json:
-        """Tell it to end, wait until it has, and return what it used."""
+        """Tell it to end, wait until it has, and return what it used.
+
+        One that has not ended in time is killed, and `ended` says so; so does that of one that
+        ended by itself. Raises Unavailable when it failed otherwise.
+        """
         if self.running():
             os.kill(self.pid, signal.SIGINT)
             self._reap(timeout)
+        elif self.process.returncode:
+            self.ended = f"ended by itself with status {self.process.returncode}: {self._tail()}"
+        self._end_group()
         self.reading.set()
         self._thread.join(60)
         status = self.process.returncode
-        if status not in (0, -signal.SIGINT):
+        if status not in (0, -signal.SIGINT) and not self.ended:
             raise Unavailable(f"{self.name} ended with status {status}: {self._tail()}")
+        closing = last_json(self.output)
         return {
-            "cpu_s": self.usage.ru_utime + self.usage.ru_stime,
+            # A peer that prints what it kept says what it had used before the printing.
+            "cpu_s": closing.get("cpu_s", self.usage.ru_utime + self.usage.ru_stime),
             "cpu_ready_s": self.cpu_ready,
+            "ended": self.ended or closing.get("error", ""),
         }
 
     def _tail(self) -> str:
@@ -370,14 +515,19 @@ class Watcher:
     def _reap(self, timeout: float) -> None:
         end = time.monotonic() + timeout
         while self.running():
-            if time.monotonic() > end:
-                os.kill(self.pid, signal.SIGKILL)
+            if time.monotonic() > end and not self.ended:
+                self.ended = f"killed: it did not end within {timeout:.0f} s"
+                self._end_group()
             time.sleep(0.005)
+
+    def _end_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):  # all of it has ended
+            os.killpg(self.pid, signal.SIGKILL)
 
     def kill(self) -> None:
         self.reading.set()
+        self._end_group()
         if self.running():
-            os.kill(self.pid, signal.SIGKILL)
             self._reap(10)
         self._thread.join(10)
         if self.process.stdout:
@@ -394,7 +544,6 @@ class Bench(contextlib.ExitStack):
     only: frozenset[str] = frozenset()  # contenders, when not all are wanted
     missing: dict[str, str] = field(default_factory=dict)
     _count: int = 0
-    _peers: str | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -408,6 +557,7 @@ class Bench(contextlib.ExitStack):
         old = signal.signal(signal.SIGINT, signal.default_int_handler)
         self.callback(signal.signal, signal.SIGINT, old)
         self.scratch = Path(tempfile.mkdtemp(prefix="fanwise-bench-"))
+        self.scratch.chmod(0o755)  # some rows run as another user
         self.callback(shutil.rmtree, self.scratch, ignore_errors=True)
         for name in ("creader", "storm"):
             sh("cc", "-O2", "-Wall", "-o", self.scratch / name, HERE / f"{name}.c")
@@ -417,6 +567,10 @@ class Bench(contextlib.ExitStack):
     @property
     def runs(self) -> int:
         return 1 if self.quick else self.turns
+
+    def plain(self, text: str) -> str:
+        """A reason without the places of this machine."""
+        return text.replace(f"{self.scratch}/", "").replace(f"{ROOT}/", "")
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -429,6 +583,37 @@ class Bench(contextlib.ExitStack):
     def tmpfs(self) -> Iterator[Path]:
         with contextlib.closing(Mount(self.scratch / self._name("tmpfs"), None)) as mount:
             yield mount.path
+
+    @contextlib.contextmanager
+    def overlay(self) -> Iterator[Path]:
+        """An overlayfs with default options, its parts on a tmpfs."""
+        with self.tmpfs() as parts:
+            for part in ("lower", "upper", "work", "merged"):
+                (parts / part).mkdir()
+            options = ",".join(f"{p}dir={parts / p}" for p in ("lower", "upper", "work"))
+            sh("mount", "-t", "overlay", "-o", options, "fanwise-bench", parts / "merged")
+            try:
+                yield parts / "merged"
+            finally:
+                sh("umount", "--lazy", parts / "merged")
+
+    @contextlib.contextmanager
+    def subvolume(self) -> Iterator[Path]:
+        """A subvolume of a btrfs, mounted alone, as several distributions mount their root."""
+        image = self.scratch / f"{self._name('btrfs')}.img"
+        with open(image, "wb") as file:
+            file.truncate(256 << 20)
+        sh("mkfs.btrfs", "-q", image)
+        with contextlib.closing(Mount(self.scratch / self._name("btrfs"), image)) as top:
+            sh("btrfs", "subvolume", "create", top.path / "sub")
+            where = self.scratch / self._name("subvolume")
+            where.mkdir()
+            sh("mount", "-o", "subvol=sub", sh("findmnt", "-no", "SOURCE", top.path).strip(), where)
+            try:
+                yield where
+            finally:
+                sh("umount", "--lazy", where)
+                where.rmdir()
 
     @contextlib.contextmanager
     def ext4(self, directories: int) -> Iterator[Mount]:
@@ -446,18 +631,32 @@ class Bench(contextlib.ExitStack):
         with contextlib.closing(Group(self._name(what))) as group:
             yield group
 
-    def storm(self, mode: str, root: Path, *numbers: float, group: Group | None = None) -> Json:
-        output = self.storm_lines(mode, root, *numbers, group=group)
+    def storm(
+        self,
+        mode: str,
+        root: Path,
+        *numbers: float,
+        group: Group | None = None,
+        user: str | None = None,
+    ) -> Json:
+        output = self.storm_lines(mode, root, *numbers, group=group, user=user)
         found: Json = json.loads(output[-1])
         return found
 
     def storm_lines(
-        self, mode: str, root: Path, *numbers: float, group: Group | None = None
+        self,
+        mode: str,
+        root: Path,
+        *numbers: float,
+        group: Group | None = None,
+        user: str | None = None,
     ) -> list[str]:
         argv = [str(self._storm), mode, str(root), *(f"{n:.12g}" for n in numbers)]
         enter = group.enter if group else None
         # Not run(): on Ctrl-C it waits for a child that has had the same signal.
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, preexec_fn=enter) as child:
+        with subprocess.Popen(
+            argv, stdout=subprocess.PIPE, text=True, preexec_fn=enter, user=user
+        ) as child:
             try:
                 output, _ = child.communicate()
             except BaseException:
@@ -474,7 +673,7 @@ class Bench(contextlib.ExitStack):
         """Start a contender; it is killed at the end unless it was stopped."""
         contender = CONTENDERS[name]
         argv = contender.argv(self, root) + list(more)
-        watcher = Watcher(name, argv, contender.ready, group, reading)
+        watcher = Watcher(name, argv, contender.ready, group, reading, contender.children)
         try:
             yield watcher
         finally:
@@ -493,30 +692,45 @@ class Bench(contextlib.ExitStack):
                 try:
                     result = run(name)
                 except Unavailable as why:
-                    self.missing[name] = str(why)
-                    self.say(f"  {name}: {why}")
+                    self.missing[name] = self.plain(str(why))
+                    self.say(f"  {name}: {self.missing[name]}")
                     continue
+                if result.get("ended"):
+                    result["ended"] = self.plain(result["ended"])
                 results.setdefault(name, []).append(result)
                 shown = {k: v for k, v in result.items() if isinstance(v, (int, float, str))}
                 self.say(f"  [{turn + 1}] {name}: {brief(shown)}")
         return results
 
-    def peers(self) -> None:
-        """Make the peers' own environment once; fanwise never shares one with them."""
-        wanted = (HERE / "requirements-peers.txt").read_text()
-        stamp = CACHE / "peers/installed"
-        if self._peers is None and not (stamp.exists() and stamp.read_text() == wanted):
-            self.say("  installing watchdog and watchfiles")
+    def peer_python(self, name: str) -> Path:
+        """The interpreter of a peer's own environment, made once; none shares one with another."""
+        wanted = "\n".join(environments(REQUIREMENTS.read_text())[name])
+        home = CACHE / "peers" / name
+        python, stamp = home / "bin/python", home / "installed"
+        if not (stamp.exists() and stamp.read_text() == wanted):
+            self.say(f"  installing {name}")
             try:
-                sh(sys.executable, "-m", "venv", "--clear", CACHE / "peers")
-                pip = [PEER_PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-                sh(*pip, "-r", HERE / "requirements-peers.txt")
-                stamp.write_text(wanted)
+                sh(sys.executable, "-m", "venv", "--clear", home)
+                pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+                sh(*pip, *wanted.split())
             except RuntimeError as error:
-                self._peers = str(error).splitlines()[-1]
-        if self._peers:
-            raise Unavailable(f"could not be installed: {self._peers}")
-        self._peers = self._peers or ""
+                why = str(error).splitlines()[-1]
+                raise Unavailable(f"could not be installed: {why}") from error
+            stamp.write_text(wanted)
+        return python
+
+
+def environments(text: str) -> dict[str, list[str]]:
+    """The requirements of each peer, by the headings `# [NAME]` of the file."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if heading := re.fullmatch(r"# \[(.+)\]", line):
+            name = heading[1]
+            found[name] = []
+        elif not line.startswith("#"):
+            found[name].append(line)
+    return found
 
 
 # ---- figures -------------------------------------------------------------------------------------
@@ -586,13 +800,7 @@ def machine() -> Json:
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "python": _version(PYTHON, "import platform; print(platform.python_version())"),
         "fanwise": _version(PYTHON, "import importlib.metadata as m; print(m.version('fanwise'))"),
-        "watchdog": _version(
-            PEER_PYTHON, "import importlib.metadata as m; print(m.version('watchdog'))"
-        ),
-        "watchfiles": _version(
-            PEER_PYTHON, "import importlib.metadata as m; print(m.version('watchfiles'))"
-        ),
-        "inotifywait": _inotify_version(),
+        **{name: peer_version(name) for name in PEERS},
         "cc": _first_line(["cc", "--version"]),
     }
 
@@ -609,6 +817,14 @@ def _version(python: Path, code: str) -> str:
     return _first_line([str(python), "-c", code]) if python.exists() else "not installed"
 
 
-def _inotify_version() -> str:
-    line = _first_line(["dpkg-query", "-W", "-f", "${Version}", "inotify-tools"])
-    return line if line[:1].isdigit() else _first_line(["inotifywait", "--help"])
+def peer_version(name: str) -> str:
+    """The version of what is installed, asked of the package manager that installed it."""
+    kind, _, package = CONTENDERS[name].package.partition(":")
+    if kind == "pypi":
+        code = f"import importlib.metadata as m; print(m.version({package!r}))"
+        return _version(CACHE / "peers" / name / "bin/python", code)
+    line = _first_line(["dpkg-query", "-W", "-f", "${Version}", package])
+    if line[:1].isdigit():
+        return line
+    found = shutil.which(name)
+    return f"{found}, not from a package" if found else "not installed"

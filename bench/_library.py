@@ -1,9 +1,11 @@
 """A program that uses fanwise as a library: what `library` and `pure` are in the tables.
 
-python _library.py MODE [--pure] [--stall SECONDS] [--queue BYTES] PATH
+python _library.py MODE [--pure] [--stall SECONDS] [--queue BYTES] [--check] [--user NAME]
+                   [--refuse-fanotify] PATH
 
 count   looks at every Change and keeps only totals: the cost of watching
-record  keeps every Change, and prints them when it has been told to end: for truth and times
+record  keeps every Change, and prints them when it has been told to end: for truth and times;
+        with --check the name of each deletion is opened as soon as it is told
 who     asks for processes, and says of how many files the writer is known
 scan    ends by itself when the whole model is there, and says what that took
 """
@@ -11,9 +13,16 @@ scan    ends by itself when the whole model is there, and says what that took
 from __future__ import annotations
 
 import argparse
+import ctypes
+import errno
 import gc
+import importlib
 import json
+import os
+import pkgutil
+import pwd
 import signal
+import struct
 import sys
 import time
 from collections import Counter
@@ -59,10 +68,23 @@ def count(watch) -> dict:
     }
 
 
-def record(watch) -> dict:
+def opens(path: str | None) -> bool:
+    try:
+        os.close(os.open(path or "", os.O_RDONLY))
+    except OSError:
+        return False
+    return True
+
+
+def record(watch, check: bool = False) -> dict:
     kept = []
+    deletes = stale = lost = 0
     for batch in watch.batches():
         kept.append((time.monotonic_ns(), watch.scanned, batch))
+        if check:
+            gone = [change.path for change in batch if "deleted" in change.kinds]
+            deletes += len(gone)
+            stale += sum(map(opens, gone))
     for at, scanned, batch in kept:
         for change in batch:
             line = {
@@ -75,8 +97,9 @@ def record(watch) -> dict:
                 "scanned": scanned,
                 "ns": at,
             }
+            lost += "lost" in change.kinds
             print(json.dumps(line))
-    return {}
+    return {"lost": lost, "deletes_told": deletes, "stale": stale}
 
 
 def who(watch) -> dict:
@@ -114,17 +137,54 @@ def scan(watch, entered: dict) -> dict:
     }
 
 
+def become(user: str) -> None:
+    entry = pwd.getpwnam(user)
+    os.setgroups([])
+    os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+
+
+def refuse_fanotify() -> None:
+    """Answer fanotify_init(2) with EPERM from now on, as the filter of a container does."""
+    number = {"x86_64": 300, "aarch64": 262}[os.uname().machine]
+    load, equal, answer = 0x20, 0x15, 0x06
+    program = [
+        (load, 0, 0, 0),
+        (equal, 0, 1, number),
+        (answer, 0, 0, 0x0005_0000 | errno.EPERM),
+        (answer, 0, 0, 0x7FFF_0000),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *i) for i in program))
+    header = struct.pack("@HP", len(program), ctypes.addressof(code))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    for arguments in ((38, 1, 0, 0, 0), (22, 2, header)):  # no new privileges; seccomp, filter
+        if prctl(*arguments):
+            raise OSError(ctypes.get_errno(), "prctl")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("mode", choices=("count", "record", "scan", "who"))
     parser.add_argument("--pure", action="store_true")
     parser.add_argument("--stall", type=float, default=0, help="seconds before the first read")
     parser.add_argument("--queue", type=int)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--user")
+    parser.add_argument("--refuse-fanotify", action="store_true")
     parser.add_argument("path")
     args = parser.parse_args()
     more = {"queue": args.queue} if args.queue else {}
     gc.collect()
     before = {"cpu": time.process_time(), "at": time.monotonic(), "anonymous": anonymous()}
+    if args.user:
+        # Another user may not be able to read the modules; everything is imported before.
+        for module in pkgutil.walk_packages(fanwise.__path__, "fanwise."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    if args.refuse_fanotify:
+        refuse_fanotify()
+    if args.user:
+        become(args.user)
     # pure=False is an error where the native module is missing, not a silent change of subject.
     with fanwise.watch(args.path, pure=args.pure, who=args.mode == "who", **more) as watch:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -136,10 +196,17 @@ def main() -> None:
             end = time.monotonic() + args.stall
             while (left := end - time.monotonic()) > 0:
                 time.sleep(left)
-            result = {"count": count, "record": record, "who": who}[args.mode](watch)
-    print(json.dumps({"type": "stopped", **result}))
+            if args.mode == "record":
+                result = record(watch, args.check)
+            else:
+                result = {"count": count, "who": who}[args.mode](watch)
+        rungs = sorted({root.rung for root in watch.roots})
+    print(json.dumps({"type": "stopped", "rungs": rungs, **result}))
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except fanwise.FanwiseError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 from html import escape
 from pathlib import Path
 from typing import Any
-
-from bench._harness import median
 
 Json = dict[str, Any]
 VERDICT = {True: "yes", False: "**no**", None: "-"}
@@ -45,14 +44,18 @@ def bars(results: Json) -> list[str]:
     return table(["measure", "bar", "measured", "C reader", "ratio", "reached", "how"], rows)
 
 
-# What the table of contenders shows of a question's runs: key, heading, format.
+# What the table of contenders shows of a question's runs: key, heading, format. A question may
+# bring its own as `COLUMNS`; one that has none shows every figure of its runs.
 COLUMNS: dict[str, list[tuple[str, str, str]]] = {
     "burst": [
         ("delivered", "facts delivered", ".2%"),
         ("named", "files named", ".2%"),
+        ("survivors", "survivors named", ".2%"),
+        ("loss", "loss", ""),
         ("cpu_s", "CPU s", ".2f"),
         ("cpu_s_per_million", "CPU s a million delivered facts", ".2f"),
         ("peak_mib", "peak MiB", ".1f"),
+        ("ended", "ended", ""),
     ],
     "small_root": [("cost", "CPU s a million facts of the filesystem", ".3f")],
     "ready": [
@@ -95,18 +98,39 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
 }
 
 
+def columns_of(question: str, answer: Json) -> list[tuple[str, str, str]]:
+    found = answer.get("columns") or COLUMNS.get(question)
+    if found is None:
+        keys = {
+            key: None
+            for runs in answer["runs"].values()
+            for run in runs
+            for key, value in run.items()
+            if isinstance(value, (int, float))
+        }
+        found = [(key, key.replace("_", " "), ".4g") for key in keys]
+    return [(key, head, style) for key, head, style in found]
+
+
+def cell(runs: list[Json], key: str, style: str, spread: bool = False) -> str:
+    """The median of a figure, with the least and the most if asked for; every text once."""
+    values = [run[key] for run in runs if run.get(key) is not None]
+    if not values:
+        return ""
+    texts = [value for value in values if isinstance(value, str)]
+    if texts:
+        return " / ".join(dict.fromkeys(texts))
+    middle = format(statistics.median(values), style)
+    low, high = format(min(values), style), format(max(values), style)
+    return f"{middle} ({low} to {high})" if spread and low != high else middle
+
+
 def contenders(question: str, answer: Json) -> list[str]:
-    columns = COLUMNS[question]
-    rows = []
-    for name, runs in answer["runs"].items():
-        cells = [median(runs, key) for key, _, _ in columns]
-        rows.append(
-            [name]
-            + [
-                "" if cell is None else format(cell, style)
-                for cell, (_, _, style) in zip(cells, columns, strict=True)
-            ]
-        )
+    columns = columns_of(question, answer)
+    rows = [
+        [name, *(cell(runs, key, style) for key, _, style in columns)]
+        for name, runs in answer["runs"].items()
+    ]
     rows += [[name, why, *[""] * (len(columns) - 1)] for name, why in answer["missing"].items()]
     runs = max((len(r) for r in answer["runs"].values()), default=0)
     told = "single runs" if runs == 1 else f"medians of {runs}"
@@ -138,56 +162,106 @@ def markdown(results: Json) -> str:
     load = ", ".join(f"{q} {a['load_at_start']}" for q, a in results.items())
     text += [*machines(results), "", f"Load average when each question began: {load}.", ""]
     text += ["The C reader is `bench/creader.c`, in the same run.", "", *bars(results), ""]
-    text += ["![burst](results.svg)", ""]
+    text += [line for name in plots(results) for line in (f"![{Path(name).stem}]({name})", "")]
     for question, answer in results.items():
         text += contenders(question, answer)
     return "\n".join(text)
 
 
-def svg(chart: Json) -> str:
-    """Horizontal bars on a logarithmic scale: the contenders differ by hundreds."""
-    found = chart["bars"]
-    left, width, step = 130, 470, 26
-    height = 60 + step * len(found) + 30
-    values = [bar["value"] for bar in found] or [1.0]
-    low = math.floor(math.log10(min(values)))
-    high = max(math.ceil(math.log10(max(values))), low + 1)
+LEFT, WIDTH, STEP = 230, 400, 26
 
-    def x(value: float) -> float:
-        return left + (math.log10(value) - low) / (high - low) * width
 
-    base = 50 + step * len(found)
-    parts = [
+def _plot(height: int, title: str, parts: list[str]) -> str:
+    head = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="820" height="{height}" '
         'font-family="sans-serif" font-size="12">',
         f'<rect width="820" height="{height}" fill="#ffffff"/>',
-        f'<text x="10" y="22" font-size="15">{escape(chart["title"])} (less is better)</text>',
+        f'<text x="10" y="22" font-size="15">{escape(title)}</text>',
     ]
-    for power in range(low, high + 1):
-        at = x(10.0**power)
+    return "\n".join([*head, *parts, "</svg>"]) + "\n"
+
+
+def svg(chart: Json) -> str:
+    """Horizontal bars; on a logarithmic scale where the contenders differ by hundreds.
+
+    `chart`: `title`, `better` ("less" or "more"), `log`, `bars` of `name`, `value`, `label`, and
+    `good`, False for one whose figure is not of the whole job.
+    """
+    bars = [bar for bar in chart["bars"] if bar["value"] > 0 or not chart["log"]]
+    values = [bar["value"] for bar in bars] or [1.0]
+    base = 50 + STEP * len(bars)
+    parts = []
+    if chart["log"]:
+        low = math.floor(math.log10(min(values)))
+        high = max(math.ceil(math.log10(max(values))), low + 1)
+        marks = [10.0**power for power in range(low, high + 1)]
+    else:
+        marks = [max(values) * quarter / 4 for quarter in range(5)]
+
+    def x(value: float) -> float:
+        if chart["log"]:
+            return LEFT + (math.log10(value) - low) / (high - low) * WIDTH
+        return LEFT + (value / marks[-1] if marks[-1] else 0) * WIDTH
+
+    for mark in marks:
         parts += [
-            f'<line x1="{at:.1f}" y1="40" x2="{at:.1f}" y2="{base}" stroke="#cccccc"/>',
-            f'<text x="{at:.1f}" y="{base + 16}" text-anchor="middle">{10.0**power:g}</text>',
+            f'<line x1="{x(mark):.1f}" y1="40" x2="{x(mark):.1f}" y2="{base}" stroke="#cccccc"/>',
+            f'<text x="{x(mark):.1f}" y="{base + 16}" text-anchor="middle">{mark:g}</text>',
         ]
-    for number, bar in enumerate(found):
-        y = 46 + number * step
-        lost = bar["delivered"] < 1
-        peak = f", {bar['peak_mib']:.0f} MiB" if bar.get("peak_mib") else ""
-        # Rounded down: 99.997 % is not all.
-        share = math.floor(bar["delivered"] * 1000) / 10
-        label = f"{bar['value']:.3g} s, {share:g} % delivered{peak}"
+    for number, bar in enumerate(bars):
+        y = 46 + number * STEP
         parts += [
-            f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(bar["name"])}</text>',
-            f'<rect x="{left}" y="{y}" width="{max(x(bar["value"]) - left, 1):.1f}" height="18" '
-            f'fill="{"#c44e52" if lost else "#4c72b0"}"/>',
-            f'<text x="{x(bar["value"]) + 6:.1f}" y="{y + 14}">{escape(label)}</text>',
+            f'<text x="{LEFT - 8}" y="{y + 14}" text-anchor="end">{escape(bar["name"])}</text>',
+            f'<rect x="{LEFT}" y="{y}" width="{max(x(bar["value"]) - LEFT, 1):.1f}" height="18" '
+            f'fill="{"#4c72b0" if bar["good"] else "#c44e52"}"/>',
+            f'<text x="{x(bar["value"]) + 6:.1f}" y="{y + 14}">{escape(bar["label"])}</text>',
         ]
-    parts.append("</svg>")
-    return "\n".join(parts) + "\n"
+    return _plot(base + 40, f"{chart['title']} ({chart['better']} is better)", parts)
+
+
+def down(share: float, digits: int = 1) -> str:
+    """A share as per cent, rounded down: 99.997 % is not all."""
+    scale = 10**digits
+    return f"{math.floor(share * 100 * scale + 1e-9) / scale:g} %"
+
+
+def grid_svg(grid: Json) -> str:
+    """A field for each contender and test: the share that was right."""
+    tests, width = grid["tests"], 140
+    parts = [
+        f'<text x="{LEFT + number * width + 4}" y="44">{escape(test)}</text>'
+        for number, test in enumerate(tests)
+    ]
+    for number, entry in enumerate(grid["rows"]):
+        y = 54 + number * STEP
+        parts.append(
+            f'<text x="{LEFT - 8}" y="{y + 14}" text-anchor="end">{escape(entry["name"])}</text>'
+        )
+        for place, share in enumerate(entry["shares"]):
+            at, good = LEFT + place * width, share >= 1
+            parts += [
+                f'<rect x="{at}" y="{y}" width="{width - 6}" height="18" fill="#eeeeee"/>',
+                f'<rect x="{at}" y="{y}" width="{share * (width - 6):.1f}" height="18" '
+                f'fill="{"#4c72b0" if good else "#c44e52"}"/>',
+                f'<text x="{at + width - 10}" y="{y + 14}" text-anchor="end" '
+                f'fill="{"#ffffff" if good else "#000000"}">{down(share)}</text>',
+            ]
+    return _plot(70 + STEP * len(grid["rows"]), grid["title"], parts)
+
+
+def plots(results: Json) -> dict[str, str]:
+    """Every plot by the name of its file: `charts` and `grid` of the answers."""
+    found = {}
+    for question, answer in results.items():
+        for name, chart in answer.get("charts", {}).items():
+            if chart["bars"]:
+                found[f"{question}-{name}.svg"] = svg(chart)
+        if answer.get("grid", {}).get("rows"):
+            found[f"{question}.svg"] = grid_svg(answer["grid"])
+    return found
 
 
 def write(results: Json, into: Path) -> None:
     (into / "RESULTS.md").write_text(markdown(results))
-    chart = results.get("burst", {}).get("chart")
-    if chart:
-        (into / "results.svg").write_text(svg(chart))
+    for name, text in plots(results).items():
+        (into / name).write_text(text)

@@ -14,6 +14,7 @@ from bench._harness import (
     Contender,
     Json,
     below,
+    json_records,
     last_json,
     median,
     ratio,
@@ -21,9 +22,11 @@ from bench._harness import (
     show,
     worst,
 )
+from bench._report import down
 
 NAMES = ("c", "library", "library names", "watch --json", "pure", "pure names", *PEERS)
 WRITERS, DIRECTORIES = 2, 100
+QUIET_S = 30  # a peer that is still busy then is told to end all the same
 
 
 def truth(root: Path, files: int) -> dict[str, set[str]]:
@@ -40,6 +43,20 @@ def truth(root: Path, files: int) -> dict[str, set[str]]:
     }
 
 
+# Peers that fold events by design, or have no word for a rename.
+FOLDS = ("watchfiles", "watchman")
+OVERFLOW = b"queue overflowed"  # watchdog says so in its log, not to its handlers
+ABOUT_A_NAME = (*KINDS, "moved_away")
+ABOUT = (
+    "Delivered: distinct (kind, path) pairs that were told, of those that happened. watchfiles and "
+    "watchman fold what happened to a name by design, so for them `survivors named` is the fair "
+    "figure: the share of the files alive at the end that were told at all. The CPU of peers that "
+    "are libraries is taken before they print; `library` and `pure` count, the rows with `names` "
+    "keep every Change and print it, and their CPU and memory have that in them. The memory of "
+    "peers that are libraries has what they were told in it, as that of the rows with `names`."
+)
+
+
 def named(contender: Contender, output: bytes) -> dict[str, set[str]]:
     found: dict[str, set[str]] = defaultdict(set)
     for kinds, path, _ in contender.read(output):
@@ -54,15 +71,19 @@ def delivered(contender: Contender, output: bytes, root: Path, files: int, facts
     closing = last_json(output)
     total = sum(facts[kind] for kind in KINDS)
     absent = {}
+    survivors = None
     if contender.name == "c":
         counts = closing["distinct"]
     elif contender.name in ("library", "pure"):
         counts = {kind: min(closing["facts"].get(kind, 0), facts[kind]) for kind in KINDS}
     else:
         expected, found = truth(root, files), named(contender, output)
-        if contender.name == "watchfiles":
-            # It has no renames: a new name is an addition.
+        if contender.name in FOLDS:
+            # A new name is an addition.
             found["renamed"] = found["created"] & expected["renamed"]
+        alive = expected["renamed"] - expected["deleted"]
+        told = set().union(*(paths for kind, paths in found.items() if kind in ABOUT_A_NAME))
+        survivors = len(alive & told) / len(alive)
         counts = {kind: len(expected[kind] & found[kind]) for kind in KINDS}
         if contender.drains:
             # Which ones, or nobody finds out why: by number, the order in which they were made.
@@ -79,7 +100,32 @@ def delivered(contender: Contender, output: bytes, root: Path, files: int, facts
         "facts": sum(counts.get(kind, 0) for kind in KINDS),
         "lost": closing.get("lost"),
         "absent": absent,
+        "survivors": survivors,
+        "loss": loss(
+            # Of what folds by design only a name that was never told is lost.
+            survivors < 1
+            if contender.name in FOLDS and survivors is not None
+            else sum(counts.get(kind, 0) for kind in KINDS) < total,
+            said(contender, output),
+        ),
     }
+
+
+def said(contender: Contender, output: bytes) -> bool:
+    """Whether the program that uses this watcher was told, in whatever words, of a loss."""
+    if last_json(output).get("lost") or (contender.name == "watchdog" and OVERFLOW in output):
+        return True
+    if contender.read is json_records:
+        return b'"type":"lost"' in output
+    return any("lost" in kinds for kinds, _, _ in contender.read(output)) or (
+        contender.name == "fsnotifywait" and b"No fid in fanotify event" in output
+    )
+
+
+def loss(is_lost: bool, is_said: bool) -> str:
+    if not is_lost:
+        return "reported, none of these" if is_said else "none"
+    return "reported" if is_said else "not reported"
 
 
 def run(bench: Bench) -> Json:
@@ -93,8 +139,8 @@ def run(bench: Bench) -> Json:
             with bench.watch(name, root, group) as watcher:
                 ready = watcher.wait_ready()
                 storm = bench.storm("burst", root, files, DIRECTORIES, WRITERS, group=writers)
-                quiet = True if contender.drains else watcher.quiet()
-                result = watcher.stop()
+                quiet = True if contender.drains else watcher.quiet(QUIET_S)
+                result = watcher.stop(120)
                 result.update(delivered(contender, watcher.output, root, files, storm))
             result["peak_mib"] = group.peak() / 2**20
             result["ready_s"], result["quiet"] = ready, quiet
@@ -106,7 +152,13 @@ def run(bench: Bench) -> Json:
             return result
 
     runs = bench.each(NAMES, once)
-    return {"runs": runs, "rows": rows(runs), "chart": chart(runs), "files": files}
+    return {
+        "runs": runs,
+        "rows": rows(runs),
+        "charts": charts(runs),
+        "files": files,
+        "about": ABOUT,
+    }
 
 
 def rows(runs: dict[str, list[Json]]) -> list[Json]:
@@ -172,18 +224,36 @@ def rows(runs: dict[str, list[Json]]) -> list[Json]:
     return found
 
 
-def chart(runs: dict[str, list[Json]]) -> Json:
-    """Return the bars of the plot: seconds a million delivered facts, and what was delivered."""
-    bars = []
-    for name in NAMES:
-        if name.endswith("names"):
+def charts(runs: dict[str, list[Json]]) -> Json:
+    """The plots: seconds a million delivered facts, and what was delivered."""
+    cost, share_of = [], []
+    for name, results in runs.items():
+        share, value = median(results, "delivered"), median(results, "cpu_s_per_million")
+        if share is None:
             continue
-        cost = median(runs.get(name, ()), "cpu_s_per_million")
-        if cost is not None:
-            share = median(runs[name], "delivered")
-            peak = median(runs[name], "peak_mib")
-            bars.append({"name": name, "value": cost, "delivered": share, "peak_mib": peak})
-    return {"title": "processor seconds a million delivered facts", "bars": bars}
+        whole = all(result["loss"] == "none" for result in results)
+        if not name.endswith("names"):
+            text = f"{value:.3g} s, {down(share)} delivered" if value else ""
+            if value:
+                cost.append({"name": name, "value": value, "label": text, "good": whole})
+        if name in PEERS or not name.endswith("names"):
+            alive = median(results, "survivors")
+            text = down(share) + ("" if alive is None else f"; survivors {down(alive)}")
+            share_of.append({"name": name, "value": share * 100, "label": text, "good": whole})
+    return {
+        "cpu": {
+            "title": "processor seconds a million delivered facts",
+            "better": "less",
+            "log": True,
+            "bars": cost,
+        },
+        "delivered": {
+            "title": "facts delivered, per cent",
+            "better": "more",
+            "log": False,
+            "bars": share_of,
+        },
+    }
 
 
 if __name__ == "__main__":

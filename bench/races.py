@@ -6,9 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from bench._harness import CONTENDERS, PEERS, Bench, Json, row, worst
+from bench._harness import CONTENDERS, Bench, Json, row, worst
 
-NAMES = ("c lines", "library names", "pure names", "watch --json", *PEERS)
+# The peers are judged by `correctness`.
+NAMES = ("c lines", "library names", "pure names", "watch --json")
 
 
 def judge(what: str, right: set[str], told: list[str | None]) -> Json:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench._harness import PEERS, PYTHON, Bench, Json, last_json, median, need, row, show
 
+RUNS = 2
 TOUCHED = "t0000000"  # what `storm touch` makes first
 NAMES = ("python -c pass", "c", "library", "watch --json", "pure", *PEERS)
 
@@ -111,7 +112,20 @@ def run(bench: Bench) -> Json:
             "the C figure is its whole process",
         )
     )
-    return {"runs": runs, "rows": found}
+    bars = [
+        {
+            "name": name,
+            "value": value,
+            "label": f"{value:.3g} s" + ("" if heard else ", then a change is not delivered"),
+            "good": bool(heard),
+        }
+        for name, results in runs.items()
+        if (value := median(results, "ready_s")) is not None
+        and (heard := median(results, "heard")) is not None
+    ]
+    title = f"seconds until a watch of {directories:,} directories is ready"
+    chart = {"title": title, "better": "less", "log": True, "bars": bars}
+    return {"runs": runs, "rows": found, "charts": {"time": chart}}
 
 
 if __name__ == "__main__":

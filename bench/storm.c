@@ -8,6 +8,9 @@
  *   storm chains ROOT N                   mkdir c/b/c/d and a file in the last, N times
  *   storm pairs ROOT N                    rename directory p -> q, create q/f at once, N times
  *   storm moves ROOT N                    the same with one directory, renamed N times: m0 -> m1 -> ..
+ *   storm cases ROOT GAP_MS               five renames a pause apart, each followed at once by what
+ *                                         shows whether it was understood; the tree must exist
+ *   storm unlink ROOT N                   unlinks x0000000.., which must exist
  *   storm touch ROOT N GAP_MS             creates N files a pause apart and prints when each was made
  *   storm tree ROOT N                     N directories, sixteen in each
  */
@@ -182,6 +185,40 @@ static void moves(long count)
     }
 }
 
+static void move(const char *from, const char *to, unsigned flags)
+{
+    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, flags))
+        die(from);
+    done->renamed++;
+}
+
+static void cases(long gap_ms)
+{
+    move("file/a", "file/b", 0);
+    pause_ns(gap_ms * 1000000);
+    move("over/a", "over/b", 0);
+    pause_ns(gap_ms * 1000000);
+    move("directory/old", "directory/new", 0);
+    make(AT_FDCWD, "directory/new/f-directory");
+    pause_ns(gap_ms * 1000000);
+    move("ancestor/old", "ancestor/new", 0);
+    make(AT_FDCWD, "ancestor/new/below/f-ancestor");
+    pause_ns(gap_ms * 1000000);
+    move("exchange/one", "exchange/two", RENAME_EXCHANGE);
+    make(AT_FDCWD, "exchange/one/f-exchange");
+}
+
+static void unlink_all(long count)
+{
+    char name[32];
+    for (long i = 0; i < count; i++) {
+        snprintf(name, sizeof name, "x%07ld", i);
+        if (unlink(name))
+            die(name);
+        done->deleted++;
+    }
+}
+
 static void touch(long count, long gap_ms)
 {
     char name[32];
@@ -289,6 +326,10 @@ int main(int argc, char **argv)
         pairs((long)n);
     } else if (!strcmp(mode, "moves")) {
         moves((long)n);
+    } else if (!strcmp(mode, "cases")) {
+        cases((long)n);
+    } else if (!strcmp(mode, "unlink")) {
+        unlink_all((long)n);
     } else if (!strcmp(mode, "touch")) {
         touch((long)n, (long)second);
     } else {

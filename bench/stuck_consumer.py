@@ -10,6 +10,7 @@ import sys
 from bench._harness import Bench, Json, Watcher, last_json, median, row, show, worst
 
 NAMES = ("c", "library", "pure", "watch --json")
+RUNS = 1
 PER_SECOND = 100_000
 # Python, its modules and the model of an idle watch, beside the ring.
 BESIDE_MIB = 64
