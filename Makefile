@@ -9,7 +9,7 @@ NATIVE := src/fanwise/kernel/_native.abi3.so
 C_SOURCES := $(wildcard src/fanwise/kernel/*.c src/fanwise/kernel/*.h)
 
 # What the tests need from Debian, as program:package.
-DEBIAN := mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs
+DEBIAN = mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs
 
 .PHONY: help demo test soak lint bench docs clean debian
 .DELETE_ON_ERROR:
@@ -32,6 +32,8 @@ lint: $(VENV)/.fanwise $(VENV)/.test
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
 
+# The peers too, and what the bench itself needs.
+bench: DEBIAN += inotifywait:inotify-tools fatrace:fatrace watchman:watchman cc:gcc
 bench: $(VENV)/.fanwise $(VENV)/.test debian
 	@$(BIN)/python -m bench
 
@@ -72,7 +74,7 @@ debian:
 	for pair in $(DEBIAN); do command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair#*:}"; done; \
 	[ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-	  echo "note: some tests cannot run before you install:$$missing" >&2; exit 0; \
+	  echo "note: some things cannot run before you install:$$missing" >&2; exit 0; \
 	fi; \
 	echo "installing with apt-get:$$missing"; \
 	export DEBIAN_FRONTEND=noninteractive; \

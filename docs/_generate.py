@@ -9,6 +9,7 @@ repository so that a page can be read without building anything; a test compares
 import importlib
 import pkgutil
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from fanwise.cli._main import _group
 from fanwise.lifetime import Steps
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))  # the bench is not installed
+
+from bench import _page  # noqa: E402
 
 
 def commands(context: click.Context | None = None) -> Iterator[click.Context]:
@@ -101,6 +105,7 @@ BLOCKS = {
     "cli.md": {"help": render_help, "statuses": render_statuses},
     "configuration.md": {"variables": render_variables, "default": render_default_file},
     "lifetimes.md": {"lifetimes": render_lifetimes},
+    "peers.md": {name: _page.block(name) for name in _page.BLOCKS},
 }
 
 
