@@ -269,8 +269,9 @@ ABOUT = (
     "Renames: `file` a > b, `over` a > b which existed, `directory` and `ancestor` renamed and a "
     "file made in it or below it at once, `exchange` of two directories and a file made in one. "
     "Deletions: `name still opened` counts names that could be opened when their deletion had been "
-    "told; none is made again. watchman is asked once, after each storm. Rows of ours that could "
-    "not run say why."
+    "told; none is made again. watchman is asked once, after each storm: of the one directory that "
+    "is renamed on it tells where the files are in the end, as it promises, which counts as wrong "
+    "here. Rows of ours that could not run say why."
 )
 
 
