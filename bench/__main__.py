@@ -22,7 +22,16 @@ from pathlib import Path
 from bench import _report
 from bench._harness import HERE, PYTHON, Bench, machine
 
-FIRST = ("burst", "correctness", "small_root", "ready", "scan", "races", "latency", "stuck_consumer")
+FIRST = (
+    "burst",
+    "correctness",
+    "small_root",
+    "ready",
+    "scan",
+    "races",
+    "latency",
+    "stuck_consumer",
+)
 
 
 def discover(where: Path = HERE) -> tuple[str, ...]:

@@ -80,16 +80,16 @@ def test_every_question_is_discovered_and_has_columns(report):
 def test_a_new_file_is_a_question_with_its_table(report, tmp_path):
     from bench.__main__ import discover
 
-    for name in ("who.py", "burst.py", "_harness.py", "README.md"):
+    for name in ("novel.py", "burst.py", "_harness.py", "README.md"):
         (tmp_path / name).touch()
-    assert discover(tmp_path) == ("burst", "who")
+    assert discover(tmp_path) == ("burst", "novel")
     runs = {"library": [{"named_share": 0.5, "text": "x"}, {"named_share": 0.75, "text": "x"}]}
-    text = report.markdown({"who": answer(runs=runs, missing={})})
-    assert "## who" in text
+    text = report.markdown({"novel": answer(runs=runs, missing={})})
+    assert "## novel" in text
     assert "| watcher | named share |" in text  # it brought no columns
     assert "| library | 0.625 |" in text
     columns = [["named_share", "named", ".0%"], ["text", "said", ""]]
-    text = report.markdown({"who": answer(runs=runs, missing={"c": "no C"}, columns=columns)})
+    text = report.markdown({"novel": answer(runs=runs, missing={"c": "no C"}, columns=columns)})
     assert "| library | 62% | x |" in text
     assert "| c | no C |  |" in text
 
