@@ -277,7 +277,7 @@ def test_the_schema_is_published_and_true(run, fanwise, scratch):
     assert (status, err) == (0, "")
     schema = json.loads(out)
     assert schema["discriminator"]["mapping"].keys() == {
-        "ready", "scanned", "change", "lost", "stopped",
+        "ready", "scanned", "change", "lost", "relisted", "repaired", "stopped",
     }  # fmt: skip
     running = fanwise("watch", "--json", "--who", scratch)
     lines = [running.line(), running.line()]
@@ -286,7 +286,7 @@ def test_the_schema_is_published_and_true(run, fanwise, scratch):
     running.send(signal.SIGTSTP)
     os.waitpid(running.pid, os.WUNTRACED)
     running.send(signal.SIGCONT)
-    while b'"lost"' not in lines[-1]:
+    while b'"repaired"' not in lines[-1]:
         lines.append(running.line())
     running.send(signal.SIGTERM)
     lines += iter(running.line, None)

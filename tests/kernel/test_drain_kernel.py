@@ -11,8 +11,12 @@ import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
+
+from fanwise.kernel import contract
+from fanwise.kernel.handles import name_to_handle
 
 META = struct.Struct("=IBBHQii")
 # CLOEXEC NONBLOCK UNLIMITED_QUEUE, REPORT_ FID DIR_FID NAME TARGET_FID
@@ -179,6 +183,43 @@ def test_loss_is_exactly_what_was_not_delivered(twin, group, root):
         ]
         assert all(c[3] == 0 for c in after)
         assert drain.stats()["peak_bytes"] <= 64 * KIB
+
+
+def test_a_loss_says_which_directories_it_hit(twin, group, root):
+    mask = CREATE | contract.DELETE | contract.RENAME | contract.DELETE_SELF | contract.ONDIR
+    assert libc.fanotify_mark(group, 0x1 | 0x100, mask, AT_FDCWD, root.encode()) == 0
+    root = Path(root)
+    for name in ("hit", "from/moved", "to", "quiet"):
+        (root / name).mkdir(parents=True)
+    keys = {p: name_to_handle(root / p)[0] for p in ("hit", "from", "from/moved", "to", "quiet")}
+    with running(twin, group, 64 * KIB) as drain:
+        for i in range(2_000):
+            (root / "hit" / f"f{i}").touch()
+        assert drain.sync(30)
+        assert drain.stats()["lost"], "the ring is full: what follows is discarded"
+        (root / "from/moved").rename(root / "to/moved")
+        (root / "to/made").mkdir()
+        made = name_to_handle(root / "to/made")[0]
+        (root / "to/made").rmdir()
+        assert drain.sync(30)
+        gaps = [drain.gap() for _, _, _, lost in iter(drain.take, None) if lost]
+        names, itself = contract.NOTE_NAMES, contract.NOTE_SELF
+        assert gaps == [
+            {
+                keys["hit"]: names,
+                keys["from"]: names,
+                keys["to"]: names,
+                keys["from/moved"]: itself,
+                # Its DELETE_SELF names it as a directory, too.
+                made: itself | names,
+            }
+        ]
+        assert drain.gap() is None, "one for each loss"
+        # More than are noted: all of them.
+        for i in range(contract.NOTED + 10):
+            (root / f"quiet/d{i}").mkdir()
+        assert drain.sync(30)
+        assert [drain.gap() for *_, lost in iter(drain.take, None) if lost] == [None]
 
 
 def test_losses_are_exact_beside_a_slow_consumer(twin, group, root):

@@ -69,15 +69,15 @@ def test_a_nested_tree(scan, point, mount_fd):
     os.mkfifo(point / "a" / "fifo")
     before = open_descriptors()
     keys = [key(point), *(key(path) for path in made)]
-    found, failed = scan(mount_fd, keys)
+    found, failed, _ = scan(mount_fd, keys)
     assert failed == []
     assert len(found) == len(set(found))
     assert set(found) == set().union(*(listed(path) for path in (point, *made)))
     assert {child for child, *_ in found} >= set(keys[1:])
     order = [keys.index(parent) for _, parent, *_ in found]
     assert order == sorted(order)
-    assert scan(mount_fd, tuple(keys)) == (found, [])
-    assert scan(mount_fd, []) == ([], [])
+    assert scan(mount_fd, tuple(keys)) == (found, [], [])
+    assert scan(mount_fd, []) == ([], [], [])
     assert open_descriptors() == before
 
 
@@ -88,7 +88,7 @@ def test_many_entries(scan, point, mount_fd):
         os.mkdir(os.path.join(os.fsencode(point), name))
     for i in range(500):
         (point / f"file{i}").touch()
-    found, failed = scan(mount_fd, [key(point)])
+    found, failed, _ = scan(mount_fd, [key(point)])
     assert failed == []
     assert len(found) == len(listed(point))
     assert set(found) == listed(point)
@@ -100,13 +100,13 @@ def test_a_mount_point_is_passed_over(scan, point, mount_fd):
         (point / name).mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "inner", point / "over"], check=True)
     try:
-        found, failed = scan(mount_fd, [key(point)])
+        found, failed, _ = scan(mount_fd, [key(point)])
     finally:
         subprocess.run(["umount", point / "over"], check=True)
     assert failed == []
     assert {"a", "z"} <= {os.fsdecode(name) for _, _, name, _ in found}
     assert b"over" not in {name for _, _, name, _ in found}
-    found, _ = scan(mount_fd, [key(point)])
+    found, _, _ = scan(mount_fd, [key(point)])
     assert b"over" in {name for _, _, name, _ in found}
 
 
@@ -118,14 +118,14 @@ def test_what_fails(scan, point, mount_fd):
     (point / "gone").rmdir()
     before = open_descriptors()
     made_up = (b"\1\0\0\0", b"\x77\0\0\0" + bytes(8), b"\1\0\0\0" + bytes(128))
-    found, failed = scan(mount_fd, [gone, there, file, *made_up])
+    found, failed, _ = scan(mount_fd, [gone, there, file, *made_up])
     assert found == [(key(point / "there" / "below"), there, b"below", True)]
     told = dict(failed)
     assert [k for k, _ in failed] == [gone, file, *made_up]
     assert (told[gone], told[file]) == (errno.ESTALE, errno.ENOTDIR)
     assert all(code in (errno.ESTALE, errno.EINVAL) for code in told.values() if code != told[file])
     assert open_descriptors() == before
-    assert scan(-1, [there]) == ([], [(there, errno.EBADF)])
+    assert scan(-1, [there]) == ([], [(there, errno.EBADF)], [])
     path_fd = os.open(point, os.O_PATH)
     try:
         assert scan(path_fd, [there]) == ([], [(there, errno.EBADF)])
@@ -133,7 +133,7 @@ def test_what_fails(scan, point, mount_fd):
         os.close(path_fd)
     null = os.open("/proc/self/status", os.O_RDONLY)
     try:
-        found, failed = scan(null, [there])
+        found, failed, _ = scan(null, [there])
         assert (found, [k for k, _ in failed]) == ([], [there])
     finally:
         os.close(null)
@@ -145,7 +145,7 @@ def test_a_leaf_is_only_what_has_no_subdirectory(scan, point, mount_fd):
     (point / "files" / "f").touch()
     (point / "files" / "l").symlink_to("..")
     (point / "dirs" / "d").mkdir(parents=True)
-    found, _ = scan(mount_fd, [key(point)])
+    found, _, _ = scan(mount_fd, [key(point)])
     leaves = {name: leaf for _, _, name, leaf in found if name != b"lost+found"}
     assert leaves == {b"empty": True, b"files": True, b"dirs": False}
     (point / "dirs" / "d").rmdir()
@@ -205,7 +205,7 @@ def test_a_directory_that_changes_meanwhile(scan, point, mount_fd, monkeypatch):
             return told
 
         monkeypatch.setattr(_pure_scan, "name_to_handle", racing)
-        found, failed = scan(mount_fd, [key(point)])
+        found, failed, _ = scan(mount_fd, [key(point)])
         assert failed == []
         assert {b"d%d" % i for i in range(50)} - {name for _, _, name, _ in found} == {b"d7", b"d9"}
         return
@@ -216,7 +216,7 @@ def test_a_directory_that_changes_meanwhile(scan, point, mount_fd, monkeypatch):
     )  # fmt: skip
     try:
         for _ in range(300):
-            found, failed = scan(mount_fd, [key(point)])
+            found, failed, _ = scan(mount_fd, [key(point)])
             assert failed == []
             assert {parent for _, parent, *_ in found} == {key(point)}
     finally:
@@ -232,7 +232,7 @@ scan = native.parts(pure=sys.argv[2] == "pure").scan_dirs
 fd = os.open(sys.argv[1], os.O_RDONLY)
 key = handles.name_to_handle(sys.argv[1])[0]
 exec(sys.argv[3])
-print(scan(fd, [key]) == ([], [(key, int(sys.argv[4]))]))
+print(scan(fd, [key]) == ([], [(key, int(sys.argv[4]))], []))
 """
 
 
@@ -253,6 +253,29 @@ def test_refusals_are_failures_of_each_directory(cannot_run, tmp_path, which, ho
             cwd=ROOT, capture_output=True, text=True,
         )  # fmt: skip
         assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_names(scan, point, mount_fd):
+    """All names of a directory, of whatever kind; a directory's ends with a slash."""
+    (point / "dir").mkdir()
+    (point / "empty").mkdir()
+    (point / "file").touch()
+    (point / "link").symlink_to("dir")
+    os.mkfifo(point / "fifo")
+    odd = os.fsencode(point) + b"/\xff\n"
+    os.close(os.open(odd, os.O_CREAT | os.O_WRONLY))
+    gone = key(point / "dir")[:-1] + b"\x7f"
+    keys = [key(point), gone, key(point / "empty")]
+    found, failed, lists = scan(mount_fd, keys, True)
+    assert {name for _, _, name, _ in found} - {b"lost+found"} == {b"dir", b"empty"}
+    assert [k for k, _ in failed] == [gone]
+    assert [k for k, _ in lists] == [keys[0], keys[2]]
+    names = lists[0][1].split(b"\0")
+    assert names.pop() == b""
+    assert set(names) - {b"lost+found/"} == {
+        b"dir/", b"empty/", b"file", b"link", b"fifo", b"\xff\n"
+    }  # fmt: skip
+    assert lists[1][1] == b""
 
 
 def test_the_lock_is_free_meanwhile(cannot_run, point, mount_fd):

@@ -75,6 +75,32 @@ class Lost(msgspec.Struct, frozen=True, tag="lost", forbid_unknown_fields=True):
     source: Literal["ring", "kernel", "stopped"]
 
 
+class Relisted(
+    msgspec.Struct, frozen=True, tag="relisted", omit_defaults=True, forbid_unknown_fields=True
+):
+    """After a loss, one directory that it hit.
+
+    ``names`` are all names in it, a directory's with a slash at the end. What was believed below
+    any other name there is gone.
+
+    ``path_b64`` and ``names_b64`` (all of them, in the same order) are there when they are not
+    UTF-8: they hold the bytes.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    path_source: Literal["exact", "current", "unknown"]
+    path_b64: str | None = None
+    names_b64: tuple[str, ...] | None = None
+
+
+class Repaired(msgspec.Struct, frozen=True, tag="repaired", forbid_unknown_fields=True):
+    """Every directory that a loss hit was told: ``changes`` is how many changes that took."""
+
+    roots: tuple[str, ...]
+    changes: int
+
+
 class Stopped(msgspec.Struct, frozen=True, tag="stopped", forbid_unknown_fields=True):
     """The end: how many changes were told, how many records lost (null: not all were counted)."""
 
@@ -82,10 +108,10 @@ class Stopped(msgspec.Struct, frozen=True, tag="stopped", forbid_unknown_fields=
     lost: int | None
 
 
-Line = Ready | Scanned | ChangeLine | Lost | Stopped
+Line = Ready | Scanned | ChangeLine | Lost | Relisted | Repaired | Stopped
 
 _encoder = msgspec.json.Encoder()
-_loss_of = attrgetter("source")  # set in what tells a loss, and only there
+_roots_of = attrgetter("roots")  # set in what tells a loss or of its repair, and only there
 
 
 def schema() -> bytes:
@@ -113,8 +139,8 @@ def line(value: Line) -> bytes:
 
 
 def has_loss(changes: Sequence[Change]) -> bool:
-    """Say whether some of these tell a loss."""
-    return any(map(_loss_of, changes))
+    """Say whether some of these tell a loss, or of its repair."""
+    return any(map(_roots_of, changes))
 
 
 def changes_to_lines(changes: Sequence[Change]) -> bytes:
@@ -131,23 +157,44 @@ def _one(change: Change) -> bytes:
     if change.source is not None:
         roots = tuple(map(_readable, change.roots or ()))
         return line(Lost(roots, change.count, change.source))  # type: ignore[arg-type]
+    if change.names is not None:
+        return line(_relisted(change))
+    if change.kinds == ("repaired",):
+        return line(Repaired(tuple(map(_readable, change.roots or ())), change.count or 0))
     try:
         return _encoder.encode(change) + b"\n"
     except UnicodeEncodeError:
         pass
     fields = msgspec.structs.asdict(change)
-    for name in ("roots", "count", "source"):  # of losses only
+    for name in ("roots", "count", "source", "names"):  # of losses only
         del fields[name]
     for name in ("path", "old_path"):
         text = fields[name]
         if text is not None and _readable(text) != text:
             fields[name] = _readable(text)
-            fields[f"{name}_b64"] = base64.b64encode(os.fsencode(text)).decode()
+            fields[f"{name}_b64"] = _b64(text)
     if change.process is not None:
         shown = msgspec.structs.asdict(change.process)
         readable = {key: text and _readable(text) for key, text in shown.items()}
         fields["process"] = msgspec.convert(readable, Process)
     return line(ChangeLine(**fields))
+
+
+def _relisted(change: Change) -> Relisted:
+    names = change.names or ()
+    readable = tuple(map(_readable, names))
+    path = _readable(change.path)
+    return Relisted(
+        path,
+        readable,
+        change.path_source,  # type: ignore[arg-type]
+        _b64(change.path) if path != change.path else None,
+        tuple(map(_b64, names)) if readable != names else None,
+    )
+
+
+def _b64(text: str) -> str:
+    return base64.b64encode(os.fsencode(text)).decode()
 
 
 # Names that are not UTF-8 come with surrogates, which JSON cannot carry.

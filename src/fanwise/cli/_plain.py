@@ -42,6 +42,10 @@ def text(change: Change, kinds: str | None = None) -> str:
         count = "an unknown number of" if change.count is None else f"{change.count:,}"
         label = kinds or f"{'LOST':{_KINDS_WIDTH}}"
         return f"{when}  {label} {'':7}  {count} records below {roots} ({change.source})"
+    if change.kinds == ("repaired",):
+        roots = ", ".join(map(visible, change.roots or ()))
+        label = kinds or f"{'repaired':{_KINDS_WIDTH}}"
+        return f"{when}  {label} {'':7}  {change.count or 0:,} changes told of {roots}"
     label = kinds or f"{' '.join(change.kinds):{_KINDS_WIDTH}}"
     slash = "/" if change.is_dir and change.path != "/" else ""
     path = visible(change.path) + slash
@@ -81,6 +85,8 @@ def _by(change: Change) -> str:
 
 def _remarks(change: Change) -> str:
     remarks = []
+    if change.names is not None:
+        remarks.append(f"{len(change.names):,} names")
     if change.replaced is not None:
         remarks.append("replaced another")
     if change.unlinked:

@@ -23,6 +23,8 @@ _EVERY = 0.25  # seconds between two showings of the status while something come
 _COLOURS = {
     "lost": "bold red",
     "unmounted": "bold red",
+    "relisted": "bold yellow",
+    "repaired": "bold green",
     "deleted": "red",
     "renamed": "blue",
     "created": "green",
@@ -73,7 +75,7 @@ class Terminal:
             lines.append(f"{text(row, self._column(row.kinds))}\n")
             if row.source is not None:
                 self._lost += row.count or 0
-            else:
+            elif row.roots is None:
                 self._changes += 1
         self._show("".join(lines))
 

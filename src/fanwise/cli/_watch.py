@@ -183,10 +183,11 @@ def _run(
         if rows:
             count += len(rows)
             if _lines.has_loss(rows):
-                scanned = False
+                scanned = scanned and all(row.source is None for row in rows)
                 for row in rows:
+                    if row.roots is not None:
+                        count -= 1  # of the watch itself
                     if row.source is not None:
-                        count -= 1
                         lost += row.count or 0
                         counted = counted and row.count is not None
             told.changes(rows)

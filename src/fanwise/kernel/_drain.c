@@ -22,6 +22,7 @@
  *   mutexes with the object. In a forked child the thread does not exist and the locks may be held
  *   for ever: every entry looks at a page that a fork wipes, and forgets (fw_drain_forget). */
 #include "_native.h"
+#include "_tree.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -29,6 +30,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
@@ -36,6 +38,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef FAN_Q_OVERFLOW
+#define FAN_Q_OVERFLOW 0x4000
+#endif
+#define FW_RENAME 0x10000000ull
 #ifndef FAN_MARK_FILESYSTEM  /* headers before Linux 4.20 */
 #define FAN_MARK_FILESYSTEM 0x100
 #endif
@@ -54,6 +60,9 @@
 #define FW_META 24  /* sizeof(struct fanotify_event_metadata) */
 #define FW_STOP_RECORDS (65536LL * 16)
 #define FW_STOP_NS (2 * FW_SEC)
+#define FW_NOTED 2048  /* directories noted of one loss; of more, all are affected */
+#define FW_NOTE_NAMES 1  /* its names, or what they lead to, changed */
+#define FW_NOTE_SELF 2   /* it came, went or moved itself */
 
 enum fw_stop { FW_RUN, FW_STOP_DRAIN, FW_STOP_NOW };
 /* How the thread reads: as ever; for a stop, up to its bounds; without marks, all that is left;
@@ -67,6 +76,16 @@ struct fw_chunk {
     uint64_t lost;
 };
 #define FW_HDR sizeof(struct fw_chunk)
+
+/* The directories that discarded records named. */
+struct fw_noted {
+    struct fw_noted *next;  /* of a later loss */
+    uint32_t count;
+    int all;  /* more than are noted, or a record that does not say */
+    uint16_t slots[FW_NOTED * 2];  /* index + 1 */
+    uint8_t bits[FW_NOTED], lens[FW_NOTED];
+    uint8_t keys[FW_NOTED][FW_KEY_MAX];
+};
 
 struct fw_drain {
     /* Constant. */
@@ -91,6 +110,8 @@ struct fw_drain {
     int owed;  /* records were told of, the empty queue after them was not yet */
     int edge;  /* an empty queue to tell without a chunk */
     uint64_t lost;  /* discarded since the last chunk */
+    struct fw_noted *noting;  /* of those; NULL with lost: no memory, all are affected */
+    struct fw_noted *noted, *noted_end;  /* of the losses published, one each, in order */
     int64_t read_time;  /* of the latest read */
     uint64_t sync_req, sync_done;
     enum fw_stop stop;
@@ -140,6 +161,135 @@ static int64_t fw_count_records(const char *p, size_t n)
         count++;
     }
     return count + (n > 0);  /* a malformed rest is one: never no loss */
+}
+
+static void fw_note(struct fw_noted *t, const uint8_t *key, uint32_t len, int bits)
+{
+    uint32_t i = fw_hash(key, len) % (FW_NOTED * 2), k;
+
+    for (; t->slots[i]; i = (i + 1) % (FW_NOTED * 2)) {
+        k = t->slots[i] - 1u;
+        if (t->lens[k] == len && !memcmp(t->keys[k], key, len)) {
+            t->bits[k] |= (uint8_t)bits;
+            return;
+        }
+    }
+    if (t->count == FW_NOTED) {
+        t->all = 1;
+        return;
+    }
+    k = t->count++;
+    t->slots[i] = (uint16_t)(k + 1);
+    t->bits[k] = (uint8_t)bits;
+    t->lens[k] = (uint8_t)len;
+    memcpy(t->keys[k], key, len);
+}
+
+/* One discarded record: the directories of its names, and itself if it is one. 0 when it does not
+ * say which. */
+static int fw_note_record(struct fw_noted *t, const uint8_t *p, uint32_t n)
+{
+    const uint8_t *target = NULL;
+    uint64_t mask;
+    uint32_t at, target_len = 0, handle;
+    uint16_t meta, span;
+    int dirs = 0, named = 0;
+
+    memcpy(&meta, p + 6, 2);
+    memcpy(&mask, p + 8, 8);
+    if (mask & FAN_Q_OVERFLOW || meta < FW_META || meta > n)
+        return 0;
+    for (at = meta; at < n; at += span) {
+        if (n - at < 4)
+            return 0;
+        memcpy(&span, p + at + 2, 2);
+        if (span < 4 || span > n - at)
+            return 0;
+        switch (p[at]) {
+        case 1: case 2: case 3: case 10: case 12:
+            break;
+        default:
+            continue;
+        }
+        if (span < 20)
+            return 0;
+        memcpy(&handle, p + at + 12, 4);
+        if (handle > FW_KEY_MAX - 4 || 20 + handle > span)
+            return 0;
+        if (!handle)
+            continue;
+        if (p[at] == 1) {
+            target = p + at + 16;
+            target_len = handle + 4;
+            continue;
+        }
+        dirs++;
+        fw_note(t, p + at + 16, handle + 4, FW_NOTE_NAMES);
+    }
+    named = (mask & (FAN_CREATE | FAN_DELETE | FW_RENAME)) != 0;
+    if (mask & FAN_ONDIR && named) {
+        if (!target)
+            return 0;
+        fw_note(t, target, target_len, FW_NOTE_SELF);
+    }
+    /* Of what has no name, only its link count or its last close is told. */
+    return dirs > 0 || (target && !named);
+}
+
+/* What is discarded was seen to be whole records by fw_count_records, but for the rest. Under lock:
+ * take() may have the loss and its notes at any time. */
+static void fw_note_all(struct fw_drain *d, const char *p, size_t n)
+{
+    struct fw_noted *t = d->noting;
+    uint32_t len;
+
+    if (!t) {
+        if (d->lost)
+            return;  /* there was no memory */
+        t = d->noting = calloc(1, sizeof(*t));
+    }
+    while (t && !t->all && n) {
+        if (n < FW_META) {
+            t->all = 1;
+            break;
+        }
+        memcpy(&len, p, sizeof(len));
+        if (len < FW_META || len > n || !fw_note_record(t, (const uint8_t *)p, len))
+            t->all = 1;
+        p += len;
+        n -= len;
+    }
+}
+
+/* The loss up to here is published, or taken. Under lock. */
+static void fw_note_end(struct fw_drain *d)
+{
+    struct fw_noted *t = d->noting;
+
+    d->noting = NULL;
+    if (!t) {
+        t = calloc(1, offsetof(struct fw_noted, slots));
+        if (!t)
+            return;  /* gap() finds none, and says all */
+        t->all = 1;
+    }
+    if (d->noted_end)
+        d->noted_end->next = t;
+    else
+        d->noted = t;
+    d->noted_end = t;
+}
+
+static void fw_note_free(struct fw_drain *d)
+{
+    struct fw_noted *t, *next;
+
+    for (t = d->noted; t; t = next) {
+        next = t->next;
+        free(t);
+    }
+    free(d->noting);
+    d->noted = d->noted_end = d->noting = NULL;
 }
 
 static void fw_post(int fd)
@@ -198,6 +348,8 @@ static void fw_drain_publish(struct fw_drain *d, int drained)
         d->high = d->head;
     if (d->used > d->n_peak)
         d->n_peak = d->used;
+    if (d->lost)
+        fw_note_end(d);
     d->lost = 0;
     d->edge = 0;
     d->owed = !drained;
@@ -366,6 +518,7 @@ static int fw_drain_empty(struct fw_drain *d)
         } else {
             d->full = d->owed = 1;
             d->edge = 0;
+            fw_note_all(d, buf, n);
             d->lost += count;
             d->n_lost += count;
             fw_drain_signal(d);
@@ -508,6 +661,7 @@ static void fw_drain_free(struct fw_drain *d)
         close(d->ctl);
     d->evfd = d->ctl = -1;
     d->used = d->lost = d->edge = 0;
+    fw_note_free(d);
 }
 
 /* In a forked child. Takes no lock: whoever held it is not here. The eventfds are this process's
@@ -744,6 +898,8 @@ static PyObject *fw_py_take_one(struct fw_drain *d, struct fw_chunk *out)
             out->time = d->read_time;
             out->drained = d->edge;
             out->lost = d->lost;
+            if (d->lost)
+                fw_note_end(d);
             d->edge = 0;
             d->lost = 0;
         }
@@ -775,6 +931,44 @@ static PyObject *fw_py_take(PyObject *op, PyObject *Py_UNUSED(arg))
         return data;
     return Py_BuildValue("(NLOK)", data, (long long)c.time, c.drained ? Py_True : Py_False,
                  (unsigned long long)c.lost);
+}
+
+/* The notes are taken in the order of the losses: one for each that take() gave. */
+static PyObject *fw_py_gap(PyObject *op, PyObject *Py_UNUSED(arg))
+{
+    struct fw_drain *d = &((FwDrain *)op)->d;
+    struct fw_noted *t = NULL;
+    PyObject *out = NULL, *e;
+    uint32_t i;
+    int ret = 0;
+
+    if (fw_drain_ours(d)) {
+        pthread_mutex_lock(&d->lock);
+        t = d->noted;
+        if (t) {
+            d->noted = t->next;
+            if (!t->next)
+                d->noted_end = NULL;
+        }
+        pthread_mutex_unlock(&d->lock);
+    }
+    if (!t || t->all) {
+        free(t);
+        Py_RETURN_NONE;
+    }
+    out = PyDict_New();
+    for (i = 0; out && i < t->count; i++) {
+        PyObject *key = PyBytes_FromStringAndSize((char *)t->keys[i], t->lens[i]);
+
+        e = PyLong_FromLong(t->bits[i]);
+        ret = key && e ? PyDict_SetItem(out, key, e) : -1;
+        Py_XDECREF(key);
+        Py_XDECREF(e);
+        if (ret < 0)
+            Py_CLEAR(out);
+    }
+    free(t);
+    return out;
 }
 
 static PyObject *fw_py_sync(PyObject *op, PyObject *args, PyObject *kw)
@@ -911,6 +1105,8 @@ static PyObject *fw_py_error(PyObject *op, void *Py_UNUSED(arg))
 static PyMethodDef fw_py_methods[] = {
     {"start", fw_py_start, METH_NOARGS, "Start the thread; once."},
     {"fileno", fw_py_fileno, METH_NOARGS, "The eventfd: readable while take() has something."},
+    {"gap", fw_py_gap, METH_NOARGS,
+     "What the loss that take() gave last hit: {directory key: 1 names | 2 itself}, None: all."},
     {"take", fw_py_take, METH_NOARGS, "(data, time_ns, drained, lost), or None."},
     {"sync", (PyCFunction)(void (*)(void))fw_py_sync, METH_VARARGS | METH_KEYWORDS,
      "Wait until all that was raised before this call is in the ring."},

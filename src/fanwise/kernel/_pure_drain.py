@@ -19,8 +19,12 @@ import threading
 import time
 from collections import deque
 
+from fanwise._errors import DecodeError
+
+from .contract import NAMED, NOTE_NAMES, NOTE_SELF, NOTED, ONDIR, Q_OVERFLOW
 from .fanotify import FAN_MARK_FILESYSTEM, FAN_MARK_FLUSH
 from .libc import AT_FDCWD, libc
+from .records import DFID, DFID_NAME, FID, NEW_DFID_NAME, OLD_DFID_NAME, Fid, decode
 
 _RING_MIN = 64 << 10
 _READ_MAX = 1 << 20
@@ -36,6 +40,7 @@ _RUN, _STOP_DRAIN, _STOP_NOW = range(3)
 # How the thread reads: as ever; for a stop, up to its bounds; without marks, all that is left;
 # only to count what is left as lost.
 _READING, _BOUNDED, _FINITE, _DISCARDING = range(4)
+_DIRS = (DFID, DFID_NAME, OLD_DFID_NAME, NEW_DFID_NAME)
 
 _length = struct.Struct("=I").unpack_from
 
@@ -50,6 +55,37 @@ def _count_records(buf: memoryview) -> int:
         at += size
         count += 1
     return count + (at < end)
+
+
+def _note(noted: dict[bytes, int], data: bytes) -> bool:
+    """Note the directories of discarded records; False when all count as affected."""
+    try:
+        records = decode(data)
+    except DecodeError:
+        return False
+    for record in records:
+        if record.mask & Q_OVERFLOW:
+            return False
+        target = None
+        dirs = 0
+        for info in record.infos:
+            if not isinstance(info, Fid) or len(info.key) <= 4:
+                continue
+            if info.type == FID:
+                target = info.key
+            elif info.type in _DIRS:
+                dirs += 1
+                noted[info.key] = noted.get(info.key, 0) | NOTE_NAMES
+        if record.mask & ONDIR and record.mask & NAMED:
+            if target is None:
+                return False
+            noted[target] = noted.get(target, 0) | NOTE_SELF
+        # Of what has no name, only its link count or its last close is told.
+        if not dirs and (target is None or record.mask & NAMED):
+            return False
+        if len(noted) > NOTED:
+            return False
+    return True
 
 
 def _chunk_size(length: int) -> int:
@@ -85,6 +121,8 @@ class _Core:
         self.owed = False  # records were told of, the empty queue after them was not yet
         self.edge = False  # an empty queue to tell without a chunk
         self.lost = 0  # since the last chunk
+        self.noting: dict[bytes, int] | None = {}  # of those; None: all
+        self.noted: deque[dict[bytes, int] | None] = deque()  # of the losses published
         self.read_time = 0
         self.sync_req = self.sync_done = 0
         self.stop = _RUN
@@ -122,11 +160,18 @@ class _Core:
         self.chunks.append(chunk)
         self.used += _chunk_size(len(chunk.data))
         self.peak = max(self.peak, self.used)
+        self.end_note()
         self.lost = 0
         self.edge = False
         self.owed = not drained
         self.pend = None
         self.signal()
+
+    def end_note(self) -> None:
+        """The loss up to here is published, or taken; under the lock."""
+        if self.lost:
+            self.noted.append(self.noting)
+            self.noting = {}
 
     def bound(self, how: int) -> None:
         self.stopping = how
@@ -220,6 +265,8 @@ class _Core:
                 else:
                     self.full = self.owed = True
                     self.edge = False
+                    if self.noting is not None and not _note(self.noting, bytes(scratch[:n])):
+                        self.noting = None
                     self.lost += count
                     self.all_lost += count
                     self.signal()
@@ -369,11 +416,23 @@ class Drain:
                 ret = chunk.data, chunk.time, chunk.drained, chunk.lost
             elif core.lost or core.edge:
                 ret = b"", core.read_time, core.edge, core.lost
+                core.end_note()
                 core.lost = 0
                 core.edge = False
             if self._thread is not None:
                 core.signal()
             return ret
+
+    def gap(self) -> dict[bytes, int] | None:
+        """What the loss that take() gave last hit: {directory key: 1 names | 2 itself}; None: all.
+
+        Call it once for each loss.
+        """
+        core = self._ours()
+        if core is None:
+            return None
+        with core.lock:
+            return core.noted.popleft() if core.noted else None
 
     def sync(self, timeout: float) -> bool:
         """Wait until all that was raised before this call can be taken."""

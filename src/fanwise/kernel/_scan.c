@@ -1,7 +1,9 @@
-/* scan_dirs: the subdirectories of some directories, by handle, without the interpreter lock.
+/* scan_dirs: the subdirectories of some directories, by handle, without the interpreter lock; with
+ * names, also all their names.
  *
  * For each key: open by handle, getdents64, name_to_handle_at and stat for every subdirectory.
- * Nothing stays open; a leaf has no subdirectory itself. A name on which something is mounted is passed over: its handle is hidden.
+ * Nothing stays open; a leaf has no subdirectory itself. A name on which something is mounted is no
+ * subdirectory: its handle is hidden.
  */
 #define _GNU_SOURCE
 #include "_native.h"
@@ -30,6 +32,26 @@ typedef struct {
 
 #define LEAF 0x8000u
 
+/* One name for the blob: "name\0", of a directory "name/\0". */
+static int push_name(found *f, const char *name, int dir)
+{
+    size_t n = strlen(name), need = n + 1 + (dir != 0);
+    if (f->used + need > f->room) {
+        size_t room = f->room * 2 + need + 4096;
+        unsigned char *p = realloc(f->p, room);
+        if (!p)
+            return -1;
+        f->p = p;
+        f->room = room;
+    }
+    memcpy(f->p + f->used, name, n);
+    f->used += n;
+    if (dir)
+        f->p[f->used++] = '/';
+    f->p[f->used++] = 0;
+    return 0;
+}
+
 static int push(found *f, uint32_t parent, const struct file_handle *h, const char *name, int leaf)
 {
     uint16_t kl = (uint16_t)(h->handle_bytes + 4), nl = (uint16_t)strlen(name);
@@ -54,8 +76,8 @@ static int push(found *f, uint32_t parent, const struct file_handle *h, const ch
     return 0;
 }
 
-static int scan_one(int mount, const uint8_t *key, size_t kl, uint32_t parent, char *buf,
-                    size_t room, found *f)
+/* The step that `names` may take otherwise one day, where a filesystem has no handles to open. */
+static int open_dir(int mount, const uint8_t *key, size_t kl)
 {
     union {
         struct file_handle h;
@@ -64,7 +86,17 @@ static int scan_one(int mount, const uint8_t *key, size_t kl, uint32_t parent, c
     u.h.handle_bytes = (unsigned)(kl - 4);
     memcpy(&u.h.handle_type, key, 4);
     memcpy(u.h.f_handle, key + 4, kl - 4);
-    int fd = open_by_handle_at(mount, &u.h, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOATIME);
+    return open_by_handle_at(mount, &u.h, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOATIME);
+}
+
+static int scan_one(int mount, const uint8_t *key, size_t kl, uint32_t parent, char *buf,
+                    size_t room, found *f, found *names)
+{
+    union {
+        struct file_handle h;
+        char room[sizeof(struct file_handle) + 128];
+    } u;
+    int fd = open_dir(mount, key, kl);
     if (fd < 0)
         return errno;
     int mine = -1, err = 0;
@@ -77,9 +109,22 @@ static int scan_one(int mount, const uint8_t *key, size_t kl, uint32_t parent, c
         for (long o = 0; o < n && !err;) {
             struct dent *e = (struct dent *)(buf + o);
             o += e->len;
-            if (e->type != DT_DIR && e->type != DT_UNKNOWN)
-                continue;
             if (e->name[0] == '.' && (!e->name[1] || (e->name[1] == '.' && !e->name[2])))
+                continue;
+            struct stat st;
+            int dir = e->type == DT_DIR;
+            if (names) {
+                if (e->type == DT_UNKNOWN) {
+                    if (fstatat(fd, e->name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT))
+                        continue; /* removed meanwhile: the stream tells */
+                    dir = S_ISDIR(st.st_mode);
+                }
+                if (push_name(names, e->name, dir) < 0) {
+                    err = ENOMEM;
+                    break;
+                }
+            }
+            if (!dir && e->type != DT_UNKNOWN)
                 continue;
             int mid;
             if (mine < 0) {
@@ -92,7 +137,6 @@ static int scan_one(int mount, const uint8_t *key, size_t kl, uint32_t parent, c
             u.h.handle_bytes = 128;
             if (name_to_handle_at(fd, e->name, &u.h, &mid, 0))
                 continue; /* removed meanwhile: the stream tells */
-            struct stat st;
             if (mid != mine || fstatat(fd, e->name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) ||
                 !S_ISDIR(st.st_mode))
                 continue;
@@ -110,19 +154,21 @@ static PyObject *scan_dirs(PyObject *self, PyObject *args)
 {
     (void)self;
     int mount;
-    PyObject *keys, *out = NULL, *failed = NULL;
-    if (!PyArg_ParseTuple(args, "iO:scan_dirs", &mount, &keys))
+    int with_names = 0;
+    PyObject *keys, *out = NULL, *failed = NULL, *lists = NULL;
+    if (!PyArg_ParseTuple(args, "iO|p:scan_dirs", &mount, &keys, &with_names))
         return NULL;
     Py_ssize_t n = PySequence_Size(keys);
     if (n < 0)
         return NULL;
     enum { ROOM = 1 << 16 };
-    found f = {NULL, 0, 0};
+    found f = {NULL, 0, 0}, names = {NULL, 0, 0};
     char *buf = malloc(ROOM);
     uint8_t(*copies)[FW_KEY_MAX] = calloc((size_t)n + 1, FW_KEY_MAX);
     uint8_t *lens = calloc((size_t)n + 1, 1);
     int *errs = calloc((size_t)n + 1, sizeof *errs);
-    if (!buf || !copies || !lens || !errs) {
+    size_t *ends = calloc((size_t)n + 1, sizeof *ends);
+    if (!buf || !copies || !lens || !errs || !ends) {
         PyErr_NoMemory();
         goto done;
     }
@@ -144,11 +190,27 @@ static PyObject *scan_dirs(PyObject *self, PyObject *args)
         Py_DECREF(k);
     }
     Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < n; i++)
-        errs[i] = scan_one(mount, copies[i], lens[i], (uint32_t)i, buf, ROOM, &f);
+    for (Py_ssize_t i = 0; i < n; i++) {
+        errs[i] = scan_one(mount, copies[i], lens[i], (uint32_t)i, buf, ROOM, &f,
+                           with_names ? &names : NULL);
+        ends[i] = names.used;
+    }
     Py_END_ALLOW_THREADS
     out = PyList_New(0);
     failed = PyList_New(0);
+    lists = PyList_New(0);
+    for (Py_ssize_t i = 0; with_names && lists && i < n; i++) {
+        size_t begin = i ? ends[i - 1] : 0;
+        if (errs[i])
+            continue;
+        PyObject *k = PySequence_GetItem(keys, i);
+        PyObject *e = k ? Py_BuildValue("(Ny#)", k, names.p ? (char *)names.p + begin : "",
+                                        (Py_ssize_t)(ends[i] - begin))
+                        : NULL;
+        if (!e || PyList_Append(lists, e) < 0)
+            Py_CLEAR(lists);
+        Py_XDECREF(e);
+    }
     for (size_t o = 0; out && failed && o < f.used;) {
         uint32_t parent;
         uint16_t kl, nl;
@@ -181,17 +243,21 @@ done:
     free(copies);
     free(lens);
     free(errs);
+    free(ends);
+    free(names.p);
     free(f.p);
-    if (out && failed)
-        return Py_BuildValue("(NN)", out, failed);
+    if (out && failed && lists)
+        return Py_BuildValue("(NNN)", out, failed, lists);
     Py_XDECREF(out);
     Py_XDECREF(failed);
+    Py_XDECREF(lists);
     return NULL;
 }
 
 static PyMethodDef scan_methods[] = {
     {"scan_dirs", scan_dirs, METH_VARARGS,
-     "scan_dirs(mount_fd, keys) -> ([(key, parent key, name, leaf)], [(key, errno)])"},
+     "scan_dirs(mount_fd, keys, names=False) -> ([(key, parent key, name, leaf)], [(key, errno)], "
+     "[(key, names)])"},
     {NULL, NULL, 0, NULL},
 };
 

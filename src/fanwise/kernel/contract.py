@@ -77,5 +77,10 @@ IN = 1
 IN_CURRENT = 2
 IN_FILES = 4
 
+# What a drain notes of the directories in records that it discards, and of how many at most.
+NOTE_NAMES = 1  # its names, or what they lead to, changed
+NOTE_SELF = 2  # it came, went or moved itself
+NOTED = 2048
+
 KEY_MAX = 132
 NAME_MAX = 65535

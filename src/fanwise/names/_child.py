@@ -31,7 +31,7 @@ _LENGTH = struct.Struct("=I")
 class Ask(msgspec.Struct, array_like=True):
     """A question about a mount; the answer is (pickled error or None, value)."""
 
-    what: Literal["locate", "key_of", "links", "names_in", "scan", "rest"]
+    what: Literal["locate", "key_of", "links", "names_in", "scan", "names", "rest"]
     mount: int = 0  # its id
     point: bytes = b""
     keys: list[bytes] = []
@@ -93,8 +93,8 @@ def _answer(ask: Ask, lookup: Lookup, scan_dirs: Callable[..., Any]) -> object:
         return lookup.links(ask.keys[0])
     if ask.what == "names_in":
         return lookup.names_in(ask.keys[0])
-    if ask.what == "scan":
-        return scan_mount(scan_dirs, lookup.mount, ask.keys)
+    if ask.what in ("scan", "names"):
+        return scan_mount(scan_dirs, lookup.mount, ask.keys, ask.what == "names")
     return None
 
 

@@ -29,7 +29,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -201,15 +201,16 @@ class Helpers:
             str(home),
         ]
 
-    def scan(self, mount: Mount, keys: Sequence[bytes]) -> Found:
-        """List subdirectories, for a Scanner: what fails is raised by `check`."""
+    def scan(self, mount: Mount, keys: Sequence[bytes], names: bool = False) -> Found:
+        """List subdirectories and names, for a Scanner: what fails is raised by `check`."""
         try:
-            found = self.scans.ask(Ask("scan", mount.id, mount.mount_point, list(keys)), _FOUND)
+            what: Literal["scan", "names"] = "names" if names else "scan"
+            found = self.scans.ask(Ask(what, mount.id, mount.mount_point, list(keys)), _FOUND)
         except (FanwiseError, OSError) as error:
             if not self.closed:
                 self._error = error
             found = None
-        return found or ([], [(key, 0) for key in keys])
+        return found or ([], [(key, 0) for key in keys], [])
 
     def check(self) -> None:
         """Raise what the scan ran into, once."""

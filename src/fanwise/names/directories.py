@@ -70,7 +70,10 @@ class Directories:
         self._top = b""  # the key of the mount's root
         # What was learnt by looking: key -> (parent key, name), as of the look.
         self.observed: dict[bytes, tuple[bytes | None, bytes]] = {}
+        self.hidden: set[bytes] = set()  # moved in what was lost ahead: a look says nothing of them
         self.unscanned: list[int] = []  # indexes whose subdirectories are wanted
+        self.born = flags.SCANNED  # what is known of a new directory; 0: it is to be listed
+        self.entered: list[bytes] = []  # came in from outside, or from nowhere
         self.dead: set[bytes] | None = None  # removed while a scan runs; None: no scan
 
     def reset(self) -> list[Root]:
@@ -82,6 +85,7 @@ class Directories:
         tree = self.tree
         tree.clear()
         self.observed.clear()
+        self.hidden.clear()
         self.unscanned.clear()
         if not self._top:
             self._top = _key_on(self.mount.mount_point, self.mount)
@@ -216,7 +220,7 @@ class Directories:
         record = firsts.get(key)
         if record is not None:
             return record[3], record[4]
-        return self.observed.get(key)
+        return None if key in self.hidden else self.observed.get(key)
 
     def place(self, key: bytes, firsts: dict[bytes, Any], extra: int = 0) -> int:
         """Put a directory, and what is above it, where it was; -1 when that is not known."""

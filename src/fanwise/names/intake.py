@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Container
 from typing import Any
 
-from fanwise.kernel.contract import Record
+from fanwise.kernel.contract import NOTE_SELF, Record
 
 _MOST = 8 << 20  # bytes read ahead of decoding
 
@@ -25,16 +25,23 @@ EVERYTHING = _Everything()
 class Chunk:
     """What one read brought: whole records, and what a loss before them cost."""
 
-    __slots__ = ("data", "directories", "drained", "lost", "source", "when")
+    __slots__ = ("data", "directories", "drained", "lost", "noted", "source", "when")
 
     def __init__(
-        self, data: bytes, when: int, drained: bool, lost: int, source: str = "ring"
+        self,
+        data: bytes,
+        when: int,
+        drained: bool,
+        lost: int,
+        source: str = "ring",
+        noted: dict[bytes, int] | None = None,
     ) -> None:
         self.data = data
         self.when = when  # ns since the epoch, of reading
         self.drained = drained  # the kernel's queue was seen empty after it
         self.lost = lost  # records discarded before it
         self.source = source  # or "stopped": the marks were gone for a while, nothing was counted
+        self.noted = noted  # the directories that the loss hit, see contract.NOTE_*; None: all
         self.directories: list[Record] | None = None  # its name records of directories, once asked
 
 
@@ -46,28 +53,34 @@ class Intake:
         take: Callable[[], tuple[bytes, int, bool, int] | None],
         sync: Callable[[], bool],
         ahead: Any,
+        gap: Callable[[], dict[bytes, int] | None] = lambda: None,
     ) -> None:
-        self._take, self._sync, self._ahead = take, sync, ahead
+        self._take, self._sync, self._ahead, self._noted = take, sync, ahead, gap
         self._chunks: deque[Chunk] = deque()
         self.bytes = 0  # of records held here
 
     def __bool__(self) -> bool:
         return bool(self._chunks)
 
+    def _next(self) -> Chunk | None:
+        taken = self._take()
+        if taken is None:
+            return None
+        return Chunk(*taken, noted=self._noted() if taken[3] else None)
+
     def pull(self) -> None:
         """Take what the drain has, up to a bound."""
         while self.bytes < _MOST:
-            taken = self._take()
-            if taken is None:
+            chunk = self._next()
+            if chunk is None:
                 return
-            self._chunks.append(Chunk(*taken))
-            self.bytes += len(taken[0])
+            self._chunks.append(chunk)
+            self.bytes += len(chunk.data)
 
     def pop(self) -> Chunk | None:
         """Take the next chunk."""
         if not self._chunks:
-            taken = self._take()
-            return Chunk(*taken) if taken else None
+            return self._next()
         chunk = self._chunks.popleft()
         self.bytes -= len(chunk.data)
         return chunk
@@ -79,9 +92,9 @@ class Intake:
 
     def push_stop(self) -> None:
         """Queue, behind everything read so far, that the marks were gone for a while."""
-        while (taken := self._take()) is not None:
-            self._chunks.append(Chunk(*taken))
-            self.bytes += len(taken[0])
+        while (chunk := self._next()) is not None:
+            self._chunks.append(chunk)
+            self.bytes += len(chunk.data)
         self._chunks.append(Chunk(b"", time.time_ns(), True, 1, "stopped"))
 
     def sync(self) -> bool:
@@ -115,23 +128,41 @@ class Intake:
         return any(chunk.lost for chunk in self._chunks)
 
     def directories(self) -> list[Record]:
-        """Name records of directories ahead, up to the next loss."""
+        """Name records of directories ahead, up to the next loss that hit them."""
         out: list[Record] = []
+        hit: set[bytes | None] = set()
         for chunk in self._chunks:
             if chunk.lost:
-                break
+                if chunk.noted is None:
+                    break
+                hit.update(key for key, bits in chunk.noted.items() if bits & NOTE_SELF)
             if chunk.directories is None:
                 if chunk.data:
                     self._ahead.add(chunk.data, chunk.when / 1e9)
                 chunk.directories = self._ahead.dir_records()
                 self._ahead.finish()
-            out += chunk.directories
+            if hit:
+                out += [record for record in chunk.directories if record[7] not in hit]
+            else:
+                out += chunk.directories
         return out
 
-    def names(self, keys: Container[bytes]) -> list[Record]:
-        """Name records of some objects ahead, up to the next loss."""
+    def moved_in_losses(self) -> set[bytes]:
+        """The directories that losses ahead moved: where those are now says nothing of before."""
+        out: set[bytes] = set()
         for chunk in self._chunks:
-            if chunk.lost:
+            if chunk.lost and chunk.noted:
+                out.update(key for key, bits in chunk.noted.items() if bits & NOTE_SELF)
+        return out
+
+    def records(self) -> list[Record]:
+        """All name records ahead, see `names`."""
+        return self.names(EVERYTHING)
+
+    def names(self, keys: Container[bytes]) -> list[Record]:
+        """Name records of some objects ahead, over those losses that say what they hit."""
+        for chunk in self._chunks:
+            if chunk.lost and chunk.noted is None:
                 break
             if chunk.data:
                 self._ahead.add(chunk.data, chunk.when / 1e9)

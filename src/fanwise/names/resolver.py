@@ -21,6 +21,7 @@ from fanwise.kernel.native import Parts
 
 from .directories import Directories
 from .intake import Intake
+from .repair import BEHIND, Repair
 from .scan import Scanner
 from .settler import Settler
 from .teller import Settings, Teller
@@ -41,6 +42,7 @@ class Resolver:
         take: Callable[[], tuple[bytes, int, bool, int] | None],
         sync: Callable[[], bool],
         settings: Settings,
+        gap: Callable[[], dict[bytes, int] | None] = lambda: None,
     ) -> None:
         self.dirs = directories
         self.lookup = directories.lookup
@@ -52,15 +54,17 @@ class Resolver:
         gone: dict[bytes, set[bytes]] = {}
         told = make, kinds, self.teller.want, device, pids
         self.decoder = parts.Decoder(self.tree, *told, gone)
-        self.intake = Intake(take, sync, parts.Decoder(self.tree, *told, {}))
+        self.intake = Intake(take, sync, parts.Decoder(self.tree, *told, {}), gap)
         self.verifier = Verifier(self)
+        self.repair = Repair(self)
         self.settler = Settler(
             self.teller, directories, self.decoder, self.intake, gone, self.verifier.told_both
         )
         self.expander = self.settler.expander
         self._open = False
         self._quiet = False  # no scan, nothing carried over: a window can be taken at once
-        self._drained = True
+        self._drained = True  # nothing can be merged into what was read
+        self._empty = True  # the queue was seen empty behind it
         self._currents: list[int] = []
         self.scanned = False
         self.stale = False  # a loss was told and the tree is not whole again
@@ -80,7 +84,7 @@ class Resolver:
             for root in self.dirs.reset():
                 raise NoSuchRoot(root.path, "it was removed while the watch began")
         self.dirs.dead = set()
-        self._scan_more()
+        self._scan_more([])
 
     # -- slices --
 
@@ -99,7 +103,7 @@ class Resolver:
                 else:
                     plain = self.decoder.plain(chunk.data, chunk.when / 1e9, limit)
                     if plain is None:
-                        self._open = self._drained = True
+                        self._open = self._drained = self._empty = True
                         self._look((), True)
                     else:
                         rows, stop, left = plain
@@ -107,13 +111,13 @@ class Resolver:
                             if left:
                                 self.settler.note_gone(left)
                             return self.teller.filter(rows)
-                        self._open = self._drained = True
+                        self._open = self._drained = self._empty = True
                         if not stop:
                             return self.teller.filter(rows)
                         self._settle(stop, rows)
             if not self._open:
                 if not self._begin(rows):
-                    self._scan_more()
+                    self._scan_more(rows)
                     return self.teller.filter(rows)
                 self._open = True
             while len(rows) < limit:
@@ -146,10 +150,10 @@ class Resolver:
         return self._open or bool(self.intake)
 
     def _begin(self, rows: list[Any]) -> bool:
-        found = self.scanner.take()
+        found = self.repair.take(self.scanner.take())
         complete = self.intake.sync() if found else True
         records = 0
-        drained = False
+        drained = cut = False
         while records < WINDOW:
             chunk = self.intake.pop()
             if chunk is None:
@@ -162,25 +166,41 @@ class Resolver:
             if chunk.lost:
                 if records:  # the window ends before the gap
                     self.intake.unpop(chunk)
-                    drained = True
+                    cut = True
                     break
+                if found:
+                    self.intake.unpop(chunk)
+                    self._learn(found, complete, new=False)
+                    self.repair.tell(rows, complete)
+                    self.intake.pop()
                 count = chunk.lost if chunk.source == "ring" else None
-                self._loss(rows, count, chunk.source)
-                if chunk.data:
+                if chunk.data:  # what follows the gap; the repair looks ahead at it
                     chunk.lost = 0
                     self.intake.unpop(chunk)
+                self._loss(rows, count, chunk.source, chunk.noted)
+                if not chunk.data and chunk.drained:
+                    self._rest(rows)
                 return False
             if chunk.data:
                 records += self.decoder.add(chunk.data, chunk.when / 1e9)
             drained = chunk.drained
             if drained and records:
                 break
-        self._drained = drained
+        self._drained, self._empty = drained or cut, drained
         if records:
             self._look(found, complete)
         else:
             self._learn(found, complete, new=False)
+            if drained:
+                self._rest(rows)
+        self.repair.tell(rows, complete)
+        self.repair.note(self.decoder)
         return records > 0
+
+    def _rest(self, rows: list[Any]) -> None:
+        # The queue was seen empty, and all that was read before it is decoded.
+        if not self.repair.rest(rows):
+            self._loss_of_all(rows)
 
     def _look(self, found: Sequence[Any], complete: bool) -> None:
         # Everything that a window needs before it is decoded.
@@ -194,10 +214,12 @@ class Resolver:
         for at in self._currents:
             self.tree.flag(at, 0, flags.CURRENT)
         self._currents.clear()
+        if self._empty:
+            self._rest(rows)
         if self._drained:
             self.tree.sweep()
         self._open = False
-        self._scan_more()
+        self._scan_more(rows)
 
     def mark_current(self, at: int) -> None:
         """Say that paths below a directory are not exact until the window ends."""
@@ -213,6 +235,7 @@ class Resolver:
         for record in (*self.decoder.dir_records(), *self.intake.directories()):
             if record[7] is not None:
                 out.setdefault(record[7], record)
+        self.dirs.hidden = self.intake.moved_in_losses()
         return out
 
     def _learn(self, found: Sequence[Any], complete: bool, new: bool) -> None:
@@ -234,6 +257,7 @@ class Resolver:
                 elif not (dirs.dead and key in dirs.dead):
                     dirs.observed[key] = parent, name
                     # What appears in a leaf from now on is in the stream.
+                    leaf = leaf and not self.repair.active  # then its names are wanted
                     scanned.append((key, flags.SCANNED if leaf else 0))
         firsts = self.firsts()
         asked: set[bytes] = set()
@@ -259,46 +283,73 @@ class Resolver:
         above, _, now, key, _ = self.tree.info(at)
         if above < 0 and not now & flags.TOP and self.tree.find(parent) >= 0:
             self.dirs.put(key, self.tree.find(parent), name)
+            self.dirs.entered.append(key)
         self.dirs.want_scan(at)
 
-    def _scan_more(self) -> None:
+    def _scan_more(self, rows: list[Any]) -> None:
         # What there is to scan; called whenever no window is open.
         if self._unread and time.monotonic() >= self._retry_at:
             self._retry_at = time.monotonic() + 1
             self._retried, self._unread = self._unread, {}
-            self.scanner.give(list(self._retried))
+            self._give(list(self._retried))
         room = _SCAN_AHEAD - self.scanner.busy
-        if self.dirs.unscanned and room > 0:
-            self.scanner.give(self.dirs.scan_keys(room))
-        if not (self.dirs.unscanned or self.scanner.busy or self._unread):
+        repair = self.repair
+        if self.dirs.entered:
+            repair.enter(self.dirs.entered)
+            self.dirs.entered.clear()
+        waits = repair.unsettled or self.intake.gap or self.intake.bytes > BEHIND
+        if room > 0 and not waits:
+            keys = self.dirs.scan_keys(room)
+            self._give(keys)
+            self._give(repair.keys(room - len(keys)))
+        if not (self.dirs.unscanned or self.scanner.busy or self._unread) and repair.done:
             self.dirs.dead = None
             if self.stale:
                 self.stale = False
                 self._mark_top(0, flags.CURRENT)
+            if repair.active:
+                repair.end(rows)
             self.scanned = True
         self._quiet = not (
             self.dirs.unscanned
             or self.scanner.busy
             or self._unread
+            or repair.active
             or self.verifier.carries
             or self.settler.unlinked_tmp
         )
+
+    def _give(self, keys: list[bytes]) -> None:
+        self.repair.given(keys)
+        self.scanner.give(keys, self.repair.active)
 
     def _mark_top(self, add: int, clear: int) -> None:
         for at in self.tree.ids():
             if self.tree.info(at)[2] & flags.TOP:
                 self.tree.flag(at, add, clear)
 
-    def _loss(self, rows: list[Any], count: int | None, source: str) -> None:
-        """Tell a loss, drop the model, and scan anew behind the mark."""
+    def _loss(
+        self, rows: list[Any], count: int | None, source: str, noted: dict[bytes, int] | None
+    ) -> None:
+        """Tell a loss; mend the model where it says what it hit, else scan anew behind the mark."""
         roots = tuple(root.path for root in self.dirs.roots)
         path = roots[0] if roots else ""
         common = None, True, 0, None, time.time(), "current", None, False, None, False
         self.teller.say(rows, ("lost",), path, *common, roots, count, source)
-        self.scanner.reset()
+        if noted is not None:
+            for key, bits in self.verifier.unsettled().items():
+                noted[key] = noted.get(key, 0) | bits
         self.settler.reset()
         self.verifier.reset()
         self.scanned = False
+        if self.dirs.dead is None:
+            self.dirs.dead = set()
+        self.repair.begin()
+        if noted is None or not self.repair.mend(rows, noted):
+            self._loss_of_all(rows)
+
+    def _loss_of_all(self, rows: list[Any]) -> None:
+        self.scanner.reset()
         self.stale = True
         self._currents.clear()
         self._unread.clear()
@@ -306,6 +357,7 @@ class Resolver:
             self.teller.end_root(rows, root, "current")  # its end was among what was lost
         self.teller.follow_roots(rows)
         self.dirs.dead = set()
+        self.repair.forget()
         self._mark_top(flags.CURRENT, 0)
 
     def _settle(self, stop: int, rows: list[Any]) -> None:
@@ -317,5 +369,5 @@ class Resolver:
 
     def _overflow(self, rows: list[Any]) -> None:
         # What follows in the window was queued after the gap: the tree is of no use for it.
-        self._loss(rows, None, "kernel")
+        self._loss(rows, None, "kernel", None)
         self._learn([], True, new=True)

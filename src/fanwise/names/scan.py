@@ -17,22 +17,27 @@ from fanwise.kernel.mounts import Mount
 
 from .lookup import open_mount
 
-# [(key, parent key, name, leaf)], [(key, errno)]
-Found = tuple[list[tuple[bytes, bytes, bytes, bool]], list[tuple[bytes, int]]]
+# [(key, parent key, name, leaf)], [(key, errno)], [(key, names)]: see scan_dirs
+Found = tuple[
+    list[tuple[bytes, bytes, bytes, bool]], list[tuple[bytes, int]], list[tuple[bytes, bytes]]
+]
 
 PIECE = 128  # directories
 
 
 def scan_mount(
-    scan_dirs: Callable[[int, Sequence[bytes]], Found], mount: Mount, keys: Sequence[bytes]
+    scan_dirs: Callable[[int, Sequence[bytes], bool], Found],
+    mount: Mount,
+    keys: Sequence[bytes],
+    names: bool = False,
 ) -> Found:
-    """List subdirectories, with the mount open meanwhile; all failed when it cannot be."""
+    """List subdirectories and names, with the mount open meanwhile; if it cannot be, all failed."""
     try:
         fd = open_mount(mount)
     except (FanwiseError, OSError):
-        return [], [(key, 0) for key in keys]
+        return [], [(key, 0) for key in keys], []
     try:
-        return scan_dirs(fd, keys)
+        return scan_dirs(fd, keys, names)
     finally:
         os.close(fd)
 
@@ -40,12 +45,14 @@ def scan_mount(
 class Scanner:
     """Lists subdirectories; `wake` is called in its thread when a result is ready."""
 
-    def __init__(self, scan: Callable[[Sequence[bytes]], Found], wake: Callable[[], None]) -> None:
+    def __init__(
+        self, scan: Callable[[Sequence[bytes], bool], Found], wake: Callable[[], None]
+    ) -> None:
         self._scan, self._wake = scan, wake
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
-        self._keys: deque[bytes] = deque()
-        self._done: deque[tuple[int, Found]] = deque()
+        self._keys: deque[tuple[bool, bytes]] = deque()
+        self._done: deque[tuple[list[bytes], Found]] = deque()
         self._busy = 0  # directories handed out and not yet taken back
         self._round = 0
         self._stop = False
@@ -56,25 +63,25 @@ class Scanner:
         """Directories handed out whose results were not taken yet."""
         return self._busy
 
-    def give(self, keys: Sequence[bytes]) -> None:
-        """Hand out directories; the thread starts with the first."""
+    def give(self, keys: Sequence[bytes], names: bool = False) -> None:
+        """Hand out directories, to list all names or not; the thread starts with the first."""
         if not keys:
             return
         with self._lock:
-            self._keys.extend(keys)
+            self._keys.extend((names, key) for key in keys)
             self._busy += len(keys)
             self._work.notify()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="fw-scan", daemon=True)
             self._thread.start()
 
-    def take(self) -> list[Found]:
-        """Take the results that are ready."""
+    def take(self) -> list[tuple[list[bytes], Found]]:
+        """Take the results that are ready: the directories asked for, and what was found."""
         with self._lock:
             done = list(self._done)
             self._done.clear()
-            self._busy -= sum(count for count, _ in done)
-        return [found for _, found in done]
+            self._busy -= sum(len(keys) for keys, _ in done)
+        return done
 
     def reset(self) -> None:
         """Forget work and results: the tree was dropped."""
@@ -100,14 +107,17 @@ class Scanner:
                 if self._stop:
                     return
                 now = self._round
-                piece = [self._keys.popleft() for _ in range(min(PIECE, len(self._keys)))]
+                names, key = self._keys.popleft()
+                piece = [key]
+                while self._keys and len(piece) < PIECE and self._keys[0][0] == names:
+                    piece.append(self._keys.popleft()[1])
             try:
-                result = self._scan(piece)
+                result = self._scan(piece, names)
             except (FanwiseError, OSError) as error:
                 code = error.errno if isinstance(error, OSError) else 0
-                result = [], [(key, code or 0) for key in piece]
+                result = [], [(key, code or 0) for key in piece], []
             with self._lock:
                 if now != self._round:
                     continue
-                self._done.append((len(piece), result))
+                self._done.append((piece, result))
             self._wake()

@@ -134,7 +134,8 @@ class Settler:
         whole = not mask & DELETE and self.expander.comes_whole(target)
         if mask & CREATE:
             # Born under the mark: what is made in it is in the stream, nothing is to be scanned.
-            at = self.dirs.put(target, parent, name, flags.SCANNED)
+            at = self.dirs.put(target, parent, name, self.dirs.born)
+            self.dirs.want_scan(at)
 
         def tell(out: list[Any]) -> None:
             if inside:
@@ -224,6 +225,8 @@ class Settler:
         moved = self._teller.follow_roots(rows, record[1], record[2], told)
         self.dirs.moved(at, moved)
         self.dirs.want_scan(at)
+        if new[0] and (old is None or not old[0]):
+            self.dirs.entered.append(target)
 
     def _itself(self, record: Record, rows: list[Any]) -> None:
         mask, _, _, directory, _, _, _, _, _ = record

@@ -95,7 +95,10 @@ class Teller:
 
     def say(self, rows: list[Any], *fields: Any) -> None:
         """Append what is told whatever is asked for or excluded: of the watch and its roots."""
-        row = self.settings.make(*fields)
+        self.say_row(rows, self.settings.make(*fields))
+
+    def say_row(self, rows: list[Any], row: Any) -> None:
+        """Do the same with a change that is made."""
         rows.append(row)
         if self.dirs.globs:
             self._final.append(row)

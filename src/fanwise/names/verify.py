@@ -20,6 +20,8 @@ from fanwise.kernel.contract import (
     N_BOTH,
     N_DIR,
     N_GONE,
+    NOTE_NAMES,
+    NOTE_SELF,
     ONDIR,
     RENAME,
     Record,
@@ -37,7 +39,8 @@ _BEHIND = 1 << 20
 Name = tuple[bytes, bytes]  # directory key, name
 
 
-def _names(record: Record) -> list[Name]:
+def names_of(record: Record) -> list[Name]:
+    """The names in a record: of a rename the old one, then the new one."""
     names = []
     if record[3] is not None and record[4] is not None:
         names.append((record[3], record[4]))
@@ -57,7 +60,7 @@ def comes_back(records: list[Record]) -> bool:
     """
     left: set[Name] = set()
     for record in records:
-        names = _names(record)
+        names = names_of(record)
         if record[0] & RENAME and len(names) == 2:
             if names[1] in left:
                 return True
@@ -81,6 +84,17 @@ class Verifier:
         self._again: set[bytes] = set()  # those that were named again
         self._doubtful: dict[bytes, list[Record]] = {}
         self._both: dict[tuple[bytes, bytes, bytes], bool] = {}
+
+    def unsettled(self) -> dict[bytes, int]:
+        """The directories of what is unsettled, as a drain notes them: a loss makes it theirs."""
+        out: dict[bytes, int] = {}
+        for records in self._carried.values():
+            for record in records:
+                for directory, _ in names_of(record):
+                    out[directory] = out.get(directory, 0) | NOTE_NAMES
+                if record[0] & ONDIR and record[7] is not None:
+                    out[record[7]] = out.get(record[7], 0) | NOTE_SELF
+        return out
 
     @property
     def carries(self) -> bool:
@@ -137,7 +151,7 @@ class Verifier:
             self._r.intake.sync()
             # Named again since: what was seen is newer than the records. The next window settles.
             for record in self._r.intake.names(EVERYTHING):
-                if record[7] in doubtful or not names.isdisjoint(_names(record)):
+                if record[7] in doubtful or not names.isdisjoint(names_of(record)):
                     again |= doubtful.keys()
                     break
             if not again:
@@ -164,7 +178,7 @@ class Verifier:
     ) -> tuple[set[Name], dict[bytes, Name | None], dict[Name, bytes | None]] | None:
         # Where the objects are and what their names lead to; None when that cannot be seen now.
         names = {
-            name for records in doubtful.values() for record in records for name in _names(record)
+            name for records in doubtful.values() for record in records for name in names_of(record)
         }
         try:
             ways = {key: self._way(key) for key, records in doubtful.items() if _is_dir(records)}
@@ -222,7 +236,7 @@ class Verifier:
             old: Name = (record[3], record[4])
             if record[0] & RENAME:
                 told[old] = None
-                for new in _names(record)[1:]:
+                for new in names_of(record)[1:]:
                     told[new] = key
             elif record[0] & _BOTH == _BOTH:
                 told[old] = key if self._both.get((key, *old)) else None

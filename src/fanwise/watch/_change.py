@@ -52,9 +52,10 @@ class Change(
     """One change, as the kernel recorded it: one object, one name, one process, one or more kinds.
 
     ``kinds``: what happened, of ``created modified written attributes renamed deleted`` and, when
-    asked for, ``opened accessed executed``; or one of ``mounted unmounted lost``. The kernel merges
-    what happens to a name before it is read, so that a new file that was written and closed is one
-    change ``("created", "modified", "written")``; the order of kinds says nothing.
+    asked for, ``opened accessed executed``; or one of ``mounted unmounted lost relisted
+    repaired``. The kernel merges what happens to a name before it is read, so that a new file that
+    was written and closed is one change ``("created", "modified", "written")``; the order of kinds
+    says nothing.
 
     ``path``: absolute, the path that the object had when it happened. A rename is one change with
     ``old_path`` and ``path``; a move into the watched tree is ``created``, out of it ``deleted``.
@@ -74,7 +75,9 @@ class Change(
 
     Of ``lost``: ``roots`` are the watched paths below which changes were lost, ``count`` how many
     records (None when the kernel did not say), ``source`` ``"ring"``, ``"kernel"`` or
-    ``"stopped"``.
+    ``"stopped"``. Of ``relisted``, which follows for each directory affected: ``names``, all names
+    in it now, a directory's with a slash at the end; what a consumer believed below other names is
+    gone. Of ``repaired``, the end: ``roots``, and ``count``, how many changes the repair told.
     """
 
     kinds: tuple[str, ...]
@@ -93,3 +96,4 @@ class Change(
     count: int | None = None
     source: str | None = None
     process: Process | None = None
+    names: tuple[str, ...] | None = None

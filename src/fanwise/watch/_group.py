@@ -83,10 +83,10 @@ class Group:
                 self._anchors,
             )
             self.scanner = Scanner(
-                lambda keys: (
-                    helpers.scan(lookup.mount, keys)
+                lambda keys, names: (
+                    helpers.scan(lookup.mount, keys, names)
                     if helpers
-                    else scan_mount(scan_dirs, lookup.mount, keys)
+                    else scan_mount(scan_dirs, lookup.mount, keys, names)
                 ),
                 self._wake,
             )
@@ -98,6 +98,7 @@ class Group:
                 self.windows.taking(drain.take) if self.windows is not None else drain.take,
                 lambda: bool(drain.sync(_SYNC_SECONDS)),
                 self._settings,
+                drain.gap,
             )
             self.resolver.start()
         except BaseException:

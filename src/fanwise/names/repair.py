@@ -1,0 +1,380 @@
+"""Repair: after a loss, which directories are affected, and what is told of them.
+
+After a loss that says which directories it hit (a full ring: the drain notes them) the tree is
+kept: the directories that came, went or moved among what was lost are located at once, and the
+affected ones are listed again. After any other loss the tree is dropped, and every directory below
+the roots is listed as it is found. What is listed is told (``relisted``) as it stood at the record
+being decoded: names that records still unread name are put back to what the first of those says.
+
+REFS      owned by the resolver; the listing is the scanner's.
+LOCKING   none, one consumer.
+LIFETIME  idle -> active (`begin`) -> idle (`end`, told as ``repaired``); a loss adds to it.
+"""
+
+import errno
+import time
+from collections.abc import Iterable, Sequence
+from os import fsdecode, fsencode
+from typing import TYPE_CHECKING, Any
+
+from fanwise.kernel import contract as flags
+from fanwise.kernel.contract import CREATE, DELETE, NOTE_NAMES, NOTE_SELF, ONDIR, RENAME, Record
+from fanwise.kernel.handles import identity
+
+from .intake import EVERYTHING
+from .lookup import CannotLook, Link
+from .verify import names_of
+
+if TYPE_CHECKING:
+    from .resolver import Resolver
+
+BEHIND = 1 << 20  # bytes unread, above which nothing more is listed: live changes go first
+Name = tuple[bytes, bytes]
+
+
+class Repair:
+    """The repair of one group of a watch."""
+
+    def __init__(self, resolver: "Resolver") -> None:
+        self._r = resolver
+        self.active = False
+        self.told = 0  # changes told by it
+        self._roots: tuple[str, ...] = ()
+        self._due: dict[bytes, None] = {}  # directories to list, besides those found by listing
+        self._out: dict[bytes, int] = {}  # handed out, results not taken
+        self._void: dict[bytes, int] = {}  # of those, listed before a loss that hit them
+        self._parked: dict[bytes, None] = {}  # had no way up to a root when their turn came
+        self._lists: list[tuple[bytes, bytes]] = []
+        self._gone: list[bytes] = []
+        self._moved: list[bytes] = []  # located after the loss: current until the end
+        # Until the queue was seen empty, records may be older than what was merged into others
+        # that are lost: directories so named are located once more then, and listing waits.
+        self.unsettled: dict[bytes, int] = {}
+
+    # -- a loss --
+
+    def begin(self) -> None:
+        """Become active; what is born from now on is listed, too."""
+        self.active = True
+        self.unsettled.setdefault(b"", 0)
+        # What a consumer still believes of a name that is made anew must not stay below it.
+        self._r.dirs.born = 0
+
+    def forget(self) -> None:
+        """The tree was dropped: everything is affected."""
+        self._due.clear()
+        self._out.clear()
+        self._void.clear()
+        self._lists.clear()
+        self._gone.clear()
+        self._moved.clear()
+        self.unsettled = {b"": 0}
+        self._due.update((root.key, None) for root in self._r.dirs.roots)
+
+    def mend(self, rows: list[Any], noted: dict[bytes, int]) -> bool:
+        """Put right what a loss did to the tree; False when that cannot be seen."""
+        r, tree, dirs = self._r, self._r.tree, self._r.dirs
+        moving = {k for k, bits in noted.items() if bits & NOTE_SELF and tree.find(k) >= 0}
+        ways: dict[bytes, list[Link] | None] = {}
+        try:
+            for key in moving:
+                ways[key] = r.lookup.locate(key, lambda at: at not in moving and tree.find(at) >= 0)
+                if ways[key] is None and r.lookup.links(key) > 0:
+                    return False  # it is there, and moves all the time
+        except CannotLook:
+            return False
+        if not r.intake.sync():
+            return False
+        firsts = r.firsts()
+        places: dict[bytes, Name | None] = {}
+        above = self._above_roots()
+        for key, way in ways.items():
+            for child, parent, name in way or ():
+                if child not in moving:
+                    dirs.observed[child] = parent, name
+            first = firsts.get(key)
+            if first is not None and first[3] is not None and first[4] is not None:
+                places[key] = first[3], first[4]
+            elif key in dirs.hidden and key not in above:
+                dirs.put(key, -1, b"")  # nowhere, until the loss ahead that moved it
+            elif way is None:
+                places[key] = None
+            else:
+                places[key] = (way[0][1] or b"", way[0][2]) if way else (b"", b"")
+        moved: set[int] = set()
+        hit: set[int] = set()
+        gone: list[bytes] = []
+        for key, place in places.items():
+            at = tree.find(key)
+            if place is None:
+                gone.append(key)
+                continue
+            if tree.info(at)[2] & flags.TOP:
+                continue
+            parent_at = dirs.place(place[0], firsts) if place[0] else -1
+            if place[0] and parent_at < 0:
+                return False
+            hit.add(at)
+            if tree.info(at)[:2] != (parent_at, place[1]):
+                dirs.put(key, parent_at, place[1])
+                moved.add(at)
+                tree.flag(at, flags.CURRENT, 0)
+                self._moved.append(key)
+        dirs.placed()
+        for key in gone:
+            self._drop(rows, key)
+        if moved:
+            roots_moved = r.teller.follow_roots(rows)
+            for at in moved:
+                dirs.moved(at, roots_moved)
+        # Also those that are where they were: it may have been learnt ahead of the loss.
+        self._due.update((tree.info(at)[3], None) for at in self._below(hit))
+        for key, bits in noted.items():
+            if bits & NOTE_NAMES and tree.find(key) >= 0:
+                self._due[key] = None
+            if key in self._out:
+                self._void[key] = self._out[key]
+        if self.unsettled:
+            self.unsettled.update(noted)
+        return True
+
+    def note(self, decoder: Any) -> None:
+        """Note the directories that a window behind the loss names, until the queue was empty."""
+        if self.unsettled:
+            for record in decoder.dir_records():
+                if record[7] is not None:
+                    self.unsettled[record[7]] = NOTE_SELF
+
+    def rest(self, rows: list[Any]) -> bool:
+        """The queue was empty, all before it is decoded; False when the tree cannot be mended."""
+        unsettled, self.unsettled = self.unsettled, {}
+        unsettled.pop(b"", None)
+        return not unsettled or self.mend(rows, unsettled)
+
+    def enter(self, keys: Iterable[bytes]) -> None:
+        """What is below directories that came in is listed, if a loss is being repaired."""
+        if self.active:
+            tops = {at for at in map(self._r.tree.find, keys) if at >= 0}
+            self._due.update((self._r.tree.info(at)[3], None) for at in self._below(tops))
+
+    def _above_roots(self) -> set[bytes]:
+        out = set()
+        for root in self._r.dirs.roots:
+            at = self._r.tree.find(root.key)
+            while at >= 0:
+                at, _, _, key, _ = self._r.tree.info(at)
+                if key in out:
+                    break
+                out.add(key)
+        return out
+
+    def _below(self, tops: set[int]) -> Iterable[int]:
+        # Some directories with all that is known below them.
+        tree = self._r.tree
+        if not any(tree.info(at)[4] for at in tops):
+            return tops
+        children: dict[int, list[int]] = {}
+        for at in tree.ids():
+            children.setdefault(tree.info(at)[0], []).append(at)
+        out, todo = set(tops), list(tops)
+        while todo:
+            for at in children.get(todo.pop(), ()):
+                if at not in out:
+                    out.add(at)
+                    todo.append(at)
+        return out
+
+    def _drop(self, rows: list[Any], key: bytes) -> None:
+        r = self._r
+        at = r.tree.find(key)
+        if at < 0 or r.tree.info(at)[2] & flags.TOP:
+            return
+        if r.dirs.dead is not None:
+            r.dirs.dead.add(key)
+        for root in [root for root in r.dirs.roots if root.key == key]:
+            r.teller.end_root(rows, root, "current")
+        r.tree.drop(at)
+
+    # -- listing --
+
+    def _watched(self, at: int) -> bool:
+        return bool(self._r.tree.resolve(at)[0] & (flags.IN | flags.IN_FILES))
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing of it is left to list or to tell."""
+        if self._due or self._lists or self._gone or self.unsettled:
+            return False
+        tree = self._r.tree
+        for key in self._parked:
+            at = tree.find(key)
+            if at >= 0 and self._watched(at):
+                self._due[key] = None
+        self._parked.clear()
+        return not self._due
+
+    def keys(self, most: int) -> list[bytes]:
+        """Take directories to list again: those in the tree whose names are watched."""
+        out: list[bytes] = []
+        tree = self._r.tree
+        while self._due and len(out) < most:
+            key = next(iter(self._due))
+            del self._due[key]
+            at = tree.find(key)
+            if at < 0 or not self._watched(at):
+                self._parked[key] = None
+                continue
+            tree.flag(at, flags.SCANNED, 0)
+            out.append(key)
+        return out
+
+    def given(self, keys: Iterable[bytes]) -> None:
+        """Note what the scanner was given."""
+        for key in keys:
+            self._due.pop(key, None)
+            self._out[key] = self._out.get(key, 0) + 1
+
+    def take(self, results: Sequence[Any]) -> list[Any]:
+        """Take what the scanner brought: [(children, failed)]; names are kept for `tell`."""
+        out = []
+        for keys, (children, failed, lists) in results:
+            void = set()
+            for key in keys:
+                self._out[key] -= 1
+                if not self._out[key]:
+                    del self._out[key]
+                if key in self._void:
+                    void.add(key)
+                    self._void[key] -= 1
+                    if not self._void[key]:
+                        del self._void[key]
+            if void:
+                children = [child for child in children if child[1] not in void]
+                failed = [each for each in failed if each[0] not in void]
+                lists = [each for each in lists if each[0] not in void]
+            if self.active:
+                self._lists += lists
+                self._gone += [key for key, code in failed if code in _ABSENT]
+            out.append((children, failed))
+        return out
+
+    # -- telling --
+
+    def tell(self, rows: list[Any], complete: bool) -> None:
+        """Tell what was listed, before the next window is decoded.
+
+        ``complete``: everything raised before the listing stands in the intake.
+        """
+        if not self._lists and not self._gone:
+            return
+        lists, self._lists = self._lists, []
+        gone, self._gone = self._gone, []
+        r = self._r
+        if (
+            not complete or r.intake.gap
+        ):  # it cannot be brought to the time of the records: once more
+            self._due.update((key, None) for key, _ in lists)
+            self._due.update((key, None) for key in gone)
+            return
+        ahead = [*r.decoder.name_records(EVERYTHING), *r.intake.records()]
+        if gone:
+            named = {record[7] for record in ahead}
+            for key in gone:
+                if key not in named:
+                    self._drop(rows, key)
+        firsts = first_names(ahead, {key for key, _ in lists})
+        now = time.time()
+        self._roots = tuple(root.path for root in r.dirs.roots)
+        for key, blob in lists:
+            self._tell_one(rows, key, blob, firsts.get(key), now)
+
+    def _tell_one(
+        self,
+        rows: list[Any],
+        key: bytes,
+        blob: bytes,
+        firsts: dict[bytes, tuple[bool, bool]] | None,
+        now: float,
+    ) -> None:
+        r = self._r
+        at = r.tree.find(key)
+        if at < 0 or not self._watched(at):
+            self._parked[key] = None
+            return
+        scope, where = r.tree.resolve(at)
+        path = fsdecode(where) or "/"
+        names = fsdecode(blob).split("\0")
+        names.pop()  # behind the last NUL
+        if firsts:
+            kept = [name for name in names if fsencode(name.rstrip("/")) not in firsts]
+            names = kept + [
+                fsdecode(name) + ("/" if is_dir else "")
+                for name, (present, is_dir) in firsts.items()
+                if present
+            ]
+        if not scope & flags.IN:
+            watched = {
+                fsdecode(root.file) for root in r.dirs.roots if root.key == key and root.file
+            }
+            names = [name for name in names if name.rstrip("/") in watched]
+        elif r.dirs.globs:
+            base = path.rstrip("/")
+            match = r.dirs.globs.match
+            names = [name for name in names if not match(f"{base}/{name.rstrip('/')}")]
+        source = "current" if scope & flags.IN_CURRENT else "exact"
+        who = identity(r.teller.dev, key)
+        rows.append(
+            r.teller.settings.make(
+                ("relisted",),
+                path,
+                None,
+                True,
+                0,
+                who,
+                now,
+                source,
+                roots=self._roots,
+                names=tuple(sorted(names)),
+            )
+        )
+        self.told += 1
+
+    def end(self, rows: list[Any]) -> None:
+        """Everything is told: paths are exact again."""
+        r = self._r
+        for key in self._moved:
+            at = r.tree.find(key)
+            if at >= 0:
+                r.tree.flag(at, 0, flags.CURRENT)
+        self._moved.clear()
+        r.dirs.born = flags.SCANNED
+        self.active = False
+        roots = tuple(root.path for root in r.dirs.roots)
+        path = roots[0] if roots else ""
+        row = r.teller.settings.make(
+            ("repaired",), path, None, True, 0, None, time.time(), "exact",
+            roots=roots, count=self.told,
+        )  # fmt: skip
+        r.teller.say_row(rows, row)
+        self.told = 0
+
+
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+
+
+def first_names(
+    records: Iterable[Record], wanted: set[bytes]
+) -> dict[bytes, dict[bytes, tuple[bool, bool]]]:
+    """What the first record about each name in some directories says of the time before it.
+
+    directory key -> name -> (it was there, it is a directory).
+    """
+    out: dict[bytes, dict[bytes, tuple[bool, bool]]] = {}
+    for record in records:
+        mask = record[0]
+        for i, (directory, name) in enumerate(names_of(record)):
+            if directory not in wanted:
+                continue
+            there = i == 0 if mask & RENAME else not mask & CREATE and bool(mask & DELETE)
+            out.setdefault(directory, {}).setdefault(name, (there, bool(mask & ONDIR)))
+    return out

@@ -1,0 +1,140 @@
+"""What the tests of loss and repair share: storms, losses that are real, and a consumer."""
+
+import contextlib
+import ctypes
+import os
+import random
+import time
+from pathlib import Path
+
+import fanwise
+from fanwise import Change
+from fanwise.kernel.libc import libc
+
+RENAME_EXCHANGE = 2
+
+
+def exchange(a: Path | str, b: Path | str) -> None:
+    """Let two names change places."""
+    if libc.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), RENAME_EXCHANGE) < 0:
+        raise OSError(ctypes.get_errno(), "renameat2")
+
+
+class Consumer:
+    """Knows the paths below a root from what it was told, and from nothing else."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)
+        self.paths: set[str] = set()
+        self.repaired = 0
+        self.lost = 0
+        self.told: list[Change] = []
+
+    def _drop(self, path: str) -> None:
+        self.paths = {p for p in self.paths if p != path and not p.startswith(path + "/")}
+
+    def take(self, changes: list[Change]) -> None:
+        """Apply changes in their order."""
+        self.told += changes
+        for c in changes:
+            if c.path_source == "unknown":
+                continue  # in a directory that is nowhere any more
+            if c.names is not None:
+                self._relist(c.path, c.names)
+            elif c.kinds == ("repaired",):
+                self.repaired += 1
+            elif c.kinds == ("lost",):
+                self.lost += 1
+            elif "renamed" in c.kinds and c.old_path is not None:
+                old = c.old_path
+                moved = {p for p in self.paths if p == old or p.startswith(old + "/")}
+                self.paths -= moved
+                if c.path in self.paths and not any(p.startswith(c.path + "/") for p in self.paths):
+                    self.paths.discard(c.path)
+                self.paths |= {c.path + p[len(old) :] for p in moved} | {c.path}
+                if "deleted" in c.kinds:
+                    self._drop(c.path)
+            elif "created" in c.kinds and "deleted" in c.kinds:
+                if c.exists:
+                    self.paths.add(c.path)
+                else:
+                    self._drop(c.path)
+            elif "created" in c.kinds:
+                self.paths.add(c.path)
+            elif "deleted" in c.kinds:
+                self._drop(c.path)
+
+    def _relist(self, path: str, names: tuple[str, ...]) -> None:
+        base = path.rstrip("/") + "/"
+        here = {name.rstrip("/"): name.endswith("/") for name in names}
+        self.paths = {
+            p
+            for p in self.paths
+            if not p.startswith(base)
+            or here.get(p[len(base) :].split("/")[0])
+            or p[len(base) :] in here
+        } | {base + name for name in here}
+
+    def settle(self, watch: fanwise.Watch, quiet: float = 0.15, seconds: float = 60) -> None:
+        """Read until nothing more comes and no repair is on its way."""
+        deadline = time.monotonic() + seconds
+        while True:
+            rows = watch.read(quiet)
+            self.take(rows)
+            if not rows and watch.scanned:
+                return
+            assert time.monotonic() < deadline, "it does not come to rest"
+
+
+class Storm:
+    """Random changes below a root: everything that makes, moves and removes names."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        self.root = root
+        self.random = random.Random(seed)
+        self.count = 0
+
+    def _dirs(self) -> list[str]:
+        return [base for base, _, _ in os.walk(self.root)]
+
+    def _names(self) -> list[str]:
+        return [
+            os.path.join(base, name)
+            for base, dirs, files in os.walk(self.root)
+            for name in dirs + files
+        ]
+
+    def step(self) -> None:
+        """Do one thing; what the filesystem refuses is not done."""
+        with contextlib.suppress(OSError):
+            self._do(self.random.randrange(11))
+
+    def _do(self, what: int) -> None:
+        pick = self.random.choice
+        dirs, names = self._dirs(), self._names()
+        new = os.path.join(pick(dirs), f"n{self.random.randrange(12)}")
+        if what < 3 or not names:
+            os.mkdir(new)
+        elif what < 5:
+            with open(new, "a") as file:
+                file.write("x")
+        elif what == 5:
+            name = pick(names)
+            os.rmdir(name) if os.path.isdir(name) else os.unlink(name)
+        elif what < 10:
+            os.rename(pick(names), pick([new, pick(names)]))
+        else:
+            os.link(pick(names), new)
+
+    def steps(self, count: int) -> None:
+        """Do several."""
+        for _ in range(count):
+            self.step()
+
+
+def flood(directory: Path, count: int = 700) -> None:
+    """Fill the smallest ring: records of names that are gone afterwards."""
+    for i in range(count):
+        path = directory / f"flood{i}"
+        path.touch()
+        path.unlink()

@@ -1,0 +1,166 @@
+"""Loss and repair: whatever is lost, a consumer ends with exactly the paths on disk."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fanwise
+from fanwise.sources import fanotify as source
+from tests.kernel.losing import Consumer, Storm, exchange, flood
+from tests.kernel.watching import on_disk, scanned, watching, write
+
+TINY = 64 << 10
+
+
+def relisted(told: list[fanwise.Change]) -> dict[str, tuple[str, ...]]:
+    return {c.path: c.names for c in told if c.names is not None}
+
+
+def kinds(told: list[fanwise.Change]) -> list[str]:
+    return [c.kinds[0] for c in told if c.roots is not None]
+
+
+@pytest.mark.parametrize("how", ["ring", "stopped", "kernel"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_paths_told_are_those_on_disk(
+    fs: Path, pure: bool, how: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storm = Storm(fs, seed)
+    storm.steps(40)
+    consumer = Consumer(fs)
+    consumer.paths = on_disk(fs)
+    if how == "kernel":
+        monkeypatch.setattr(source, "_INIT", source._INIT & ~source.FAN_UNLIMITED_QUEUE)
+        slow = fanwise.kernel.native.parts(pure)
+        parts = slow._replace(Drain=lambda fd, ring: slow.Drain(fd, ring, pace_ns=3_000_000_000))
+        monkeypatch.setattr(sys.modules["fanwise.watch._watch"], "parts", lambda _: parts)
+    with fanwise.watch(fs, pure=pure, queue=TINY if how == "ring" else 256 << 20) as watch:
+        for round_ in range(1 if how == "kernel" else 6):
+            storm.steps(30)
+            away = fs / f"away{round_}"
+            away.mkdir()
+            if how == "ring":
+                flood(away)
+            elif how == "stopped":
+                watch.pause()
+            else:
+                flood(away, 9_000)
+            storm.steps(30)
+            if how == "stopped":
+                watch.resume()
+            # Live changes, and in later rounds another loss, while it is repaired.
+            for _ in range(storm.random.randrange(8)):
+                consumer.take(watch.read(0))
+                storm.steps(3)
+        quiet = 3.5 if how == "kernel" else 0.3  # longer than the drain lets the queue fill
+        consumer.settle(watch, quiet)
+        assert consumer.lost
+        assert consumer.repaired
+        assert consumer.paths == on_disk(fs)
+        # And every path is right from now on, in each directory.
+        for base, _, _ in os.walk(fs):
+            Path(base, "probe").touch()
+        told: list[fanwise.Change] = []
+        while rows := watch.read(quiet):
+            told += rows
+        probes = {c.path for c in told if c.path.endswith("probe") and "created" in c.kinds}
+        assert probes == {p for p in on_disk(fs) if p.endswith("probe")}
+        assert {c.path_source for c in told} == {"exact"}
+
+
+def test_only_what_was_hit_is_listed(tmpfs: Path, pure: bool) -> None:
+    for name in ("hit", "quiet", "from/moved/below", "to"):
+        (tmpfs / name).mkdir(parents=True)
+    write(tmpfs / "from/moved/below/file")
+    with watching(tmpfs, pure=pure, queue=TINY) as r:
+        scanned(r)
+        flood(tmpfs / "hit")
+        os.rename(tmpfs / "from/moved", tmpfs / "to/moved")
+        time.sleep(0.1)  # let the drain discard it
+        told: list[fanwise.Change] = []
+        while rows := r.watch.read(0.3):
+            told += rows
+        assert kinds(told) == ["lost", *["relisted"] * 5, "repaired"]
+        assert relisted(told) == {
+            str(tmpfs / "hit"): (),
+            str(tmpfs / "from"): (),
+            str(tmpfs / "to"): ("moved/",),
+            str(tmpfs / "to/moved"): ("below/",),
+            str(tmpfs / "to/moved/below"): ("file",),
+        }
+        assert told[-1].count == 5
+        assert told[-1].roots == (str(tmpfs),)
+
+
+def test_a_stop_relists_everything_that_is_watched(tmpfs: Path, pure: bool) -> None:
+    for name in ("a/b", "out/of/it"):
+        (tmpfs / name).mkdir(parents=True)
+    with watching(tmpfs, pure=pure, exclude=["out", "*.tmp"]) as r:
+        scanned(r)
+        r.watch.pause()
+        write(tmpfs / "a/x.tmp")
+        os.symlink("nowhere", os.fsencode(tmpfs) + b"/a/\xff")
+        r.watch.resume()
+        told: list[fanwise.Change] = []
+        while rows := r.watch.read(0.3):
+            told += rows
+        assert relisted(told) == {
+            str(tmpfs): ("a/",),
+            str(tmpfs / "a"): ("b/", "\udcff"),
+            str(tmpfs / "a/b"): (),
+        }
+
+
+def test_roots_that_are_not_trees(tmpfs: Path, pure: bool) -> None:
+    (tmpfs / "flat/sub").mkdir(parents=True)
+    (tmpfs / "other").mkdir()
+    write(tmpfs / "other/file")
+    write(tmpfs / "other/not this")
+    with fanwise.watch(tmpfs / "flat", tmpfs / "other/file", recursive=False, pure=pure) as watch:
+        watch.pause()
+        write(tmpfs / "flat/new")
+        watch.resume()
+        told: list[fanwise.Change] = []
+        while rows := watch.read(0.3):
+            told += rows
+        assert relisted(told) == {
+            str(tmpfs / "flat"): ("new", "sub/"),
+            str(tmpfs / "other"): ("file",),
+        }
+
+
+def test_an_exchange_of_two_trees_in_what_was_lost(fs: Path, pure: bool) -> None:
+    for name in ("a/x/one", "b/y/two", "hit"):
+        (fs / name).mkdir(parents=True)
+    consumer = Consumer(fs)
+    consumer.paths = on_disk(fs)
+    with fanwise.watch(fs, pure=pure, queue=TINY) as watch:
+        consumer.settle(watch)
+        flood(fs / "hit")
+        exchange(fs / "a", fs / "b/y")
+        time.sleep(0.1)
+        exchange(fs / "b/y/x", fs / "a/two")  # may be lost, or not
+        consumer.settle(watch)
+        assert consumer.lost
+        assert consumer.paths == on_disk(fs)
+
+
+def test_no_work_is_left_when_it_is_repaired(tmpfs: Path, pure: bool) -> None:
+    Storm(tmpfs, 3).steps(200)
+    with fanwise.watch(tmpfs, pure=pure, kinds=["created", "opened", "accessed"]) as watch:
+        while not watch.scanned:
+            watch.read(0.01)
+        watch.pause()
+        watch.resume()
+        told: list[fanwise.Change] = []
+        while "repaired" not in kinds(told):
+            told += watch.read(1)
+        # The listing raises opens and reads: none of them is told, none lists anything again.
+        assert set(kinds(told)) == {"lost", "relisted", "repaired"}
+        assert len(told) == len(kinds(told))
+        before = time.process_time()
+        assert watch.read(2) == []
+        assert time.process_time() - before < 0.02
