@@ -59,7 +59,8 @@ def count(watch) -> dict:
     for kinds, number in seen.items():
         for kind in kinds:
             totals[kind] += number
-    del totals["lost"]
+    for kind in ("lost", "relisted", "repaired"):
+        del totals[kind]
     return {
         "facts": totals,
         "changes": seen.total(),

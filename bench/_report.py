@@ -95,6 +95,13 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("lost", "reported lost", ".0f"),
         ("done", "done by the storm", ".0f"),
     ],
+    "repair": [
+        ("repair_cpu_s", "repair of everything, CPU s", ".2f"),
+        ("partial_cpu_s", "repair of 1 %, CPU s", ".3f"),
+        ("walk_cpu_s", "os.scandir + os.stat, CPU s", ".2f"),
+        ("names_cpu_s", "os.scandir, CPU s", ".2f"),
+        ("after_percent", "% of a core afterwards", ".2f"),
+    ],
 }
 
 

@@ -161,6 +161,35 @@ def test_suspended_and_continued(fanwise, scratch):
     assert running.stop()[-1]["lost"] is None  # nobody counted
 
 
+def test_what_a_stop_hit_is_relisted(fanwise, scratch):
+    (scratch / "dir").mkdir()
+    running = fanwise("watch", "--json", scratch)
+    running.type("scanned")
+    running.send(signal.SIGTSTP)
+    os.waitpid(running.pid, os.WUNTRACED)
+    write(scratch / "unseen")
+    os.close(os.open(os.fsencode(scratch) + b"/dir/\xff", os.O_CREAT | os.O_WRONLY))
+    running.send(signal.SIGCONT)
+    told = running.until(lambda r: r["type"] == "repaired")
+    assert [r for r in told if r["type"] == "relisted"] == [
+        {
+            "type": "relisted",
+            "path": str(scratch),
+            "names": ["dir/", "unseen"],
+            "path_source": "current",
+        },
+        {
+            "type": "relisted",
+            "path": str(scratch / "dir"),
+            "names": ["\ufffd"],
+            "path_source": "current",
+            "names_b64": ["/w=="],
+        },
+    ]
+    assert told[-1] == {"type": "repaired", "roots": [str(scratch)], "changes": 2}
+    assert running.stop()[-1]["changes"] == 0, "they are no changes of the disk"
+
+
 def test_suspended_after_its_root_was_moved(fanwise, scratch):
     (scratch / "old").mkdir()
     running = fanwise("watch", "--json", scratch / "old")

@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from tests.wire import build
+
 META = struct.Struct("=IBBHQii")
 SO_SNDBUFFORCE = 32
 KIB = 1 << 10
@@ -225,6 +227,50 @@ def test_a_late_empty_queue_is_told(twin):
             assert [c[0] for c in chunks[1:]] in ([], [b""])
             assert not readable(drain)
         assert drain.stats()["lost"] == 0
+
+
+_keys = st.sampled_from([build.key(i) for i in range(4)])
+_infos = st.one_of(
+    st.builds(build.fid, st.sampled_from([build.FID, build.DFID]), _keys),
+    st.builds(
+        build.fid,
+        st.sampled_from([build.DFID_NAME, build.OLD_DFID_NAME, build.NEW_DFID_NAME]),
+        _keys,
+        st.sampled_from([b"a", b"."]),
+    ),
+    st.just(build.error(5)),
+    st.just(build.fid(build.DFID, build.key(9)[:4])),  # a handle of no bytes
+    st.just(build.fid(build.DFID_NAME, build.key(9), b"x", handle_bytes=200)),  # one that lies
+    st.just(build.info(build.DFID, b"")),
+)
+_bits = st.sampled_from([0x2, 0x4, 0x100, 0x200, 0x400, 0x4000, 0x10000000])
+_events = st.builds(
+    lambda bits, on_dir, infos: build.event(sum(set(bits)) | (0x40000000 if on_dir else 0), *infos),
+    st.lists(_bits, min_size=1, max_size=2),
+    st.booleans(),
+    st.lists(_infos, max_size=3),
+)
+
+
+@given(st.lists(_events, min_size=1, max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_both_note_the_same_of_a_loss(events):
+    """What is noted of discarded records, well-formed or not, is the same from both twins."""
+    told = []
+    for name in ("_pure_drain", "_native"):
+        twin = importlib.import_module(f"fanwise.kernel.{name}").Drain
+        with running(twin, 64 * KIB) as (drain, peer):
+            # Fill the ring, so that the next packet is discarded: with as much as it still takes.
+            filler = build.event(0x2, build.fid(build.DFID_NAME, build.key(7), b"f" * 200))
+            while not drain.stats()["lost"]:
+                peer.send(filler * 50)
+                assert drain.sync(10)
+            peer.send(b"".join(events))
+            assert drain.sync(10)
+            gaps = [drain.gap() for *_, lost in take_all(drain) if lost]
+            told.append(gaps)
+    assert told[0] == told[1]
+    assert len(told[0]) == 1
 
 
 def test_a_malformed_rest_is_never_no_loss(twin):
