@@ -128,7 +128,7 @@ def test_what_fails(scan, point, mount_fd):
     assert scan(-1, [there]) == ([], [(there, errno.EBADF)], [])
     path_fd = os.open(point, os.O_PATH)
     try:
-        assert scan(path_fd, [there]) == ([], [(there, errno.EBADF)])
+        assert scan(path_fd, [there]) == ([], [(there, errno.EBADF)], [])
     finally:
         os.close(path_fd)
     null = os.open("/proc/self/status", os.O_RDONLY)

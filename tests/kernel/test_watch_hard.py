@@ -83,6 +83,8 @@ def test_no_glob_hides_a_loss_or_a_root(tmpfs: Path, pure: bool) -> None:
         r.watch.pause()
         r.watch.resume()
         told = read_for(r.watch, 1)
+        while told[-1].kinds != ("repaired",):
+            told += read_for(r.watch, 1)
         assert [c.kinds for c in told] == [("lost",), ("relisted",), ("repaired",)]
         root.chmod(0o700)
         assert [c.kinds for c in read_for(r.watch, 1)] == [("attributes",)]
@@ -115,7 +117,7 @@ def test_a_root_moved_in_what_was_lost(tmpfs: Path, pure: bool) -> None:
         r.watch.resume()
         told = read_for(r.watch, 2)
         assert [c.kinds[0] for c in told[:2]] == ["lost", "renamed"]
-        if told[-1].kinds != ("repaired",):
+        while told[-1].kinds != ("repaired",):
             told += read_for(r.watch, 2)
         assert [c.kinds[0] for c in told[2:]] == ["relisted", "repaired"]
         assert told[1].path == str(tmpfs / "moved")

@@ -13,7 +13,7 @@ from tests.kernel.watching import on_disk, replay, scanned, short, watching, wri
 @pytest.fixture
 def no_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scan that never comes to anything: every directory must be learnt otherwise."""
-    monkeypatch.setattr("fanwise.names.scan.Scanner.give", lambda self, keys: None)
+    monkeypatch.setattr("fanwise.names.scan.Scanner.give", lambda self, keys, names: None)
 
 
 def test_mkdir_race(fs: Path, pure: bool) -> None:

@@ -34,7 +34,7 @@ def fs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def no_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     """Directories are known only when they were looked up."""
-    monkeypatch.setattr(Scanner, "give", lambda self, keys: None)
+    monkeypatch.setattr(Scanner, "give", lambda self, keys, names: None)
 
 
 def helpers(r: Reader) -> Helpers:

@@ -140,10 +140,10 @@ def test_an_exchange_of_two_trees_in_what_was_lost(fs: Path, pure: bool) -> None
     consumer.paths = on_disk(fs)
     with fanwise.watch(fs, pure=pure, queue=TINY) as watch:
         consumer.settle(watch)
-        flood(fs / "hit")
+        flood(fs / "hit", 3_000)  # from here on the ring is full
         exchange(fs / "a", fs / "b/y")
-        time.sleep(0.1)
-        exchange(fs / "b/y/x", fs / "a/two")  # may be lost, or not
+        exchange(fs / "b/y/x", fs / "a/two")
+        time.sleep(0.1)  # let the drain discard it
         consumer.settle(watch)
         assert consumer.lost
         assert consumer.paths == on_disk(fs)
