@@ -162,6 +162,9 @@ def test_no_work_is_left_when_it_is_repaired(tmpfs: Path, pure: bool) -> None:
         # The listing raises opens and reads: none of them is told, none lists anything again.
         assert set(kinds(told)) == {"lost", "relisted", "repaired"}
         assert len(told) == len(kinds(told))
-        before = time.process_time()
-        assert watch.read(2) == []
-        assert time.process_time() - before < 0.02
+        seconds = []
+        for _ in range(5):  # others mount and unmount meanwhile, which wakes every watch
+            before = time.process_time()
+            assert watch.read(1) == []
+            seconds.append(time.process_time() - before)
+        assert min(seconds) < 0.01, "1 % of a core"
