@@ -182,7 +182,7 @@ def test_paused_and_resumed(device: str, tmp_path: Path, pure: bool) -> None:
         write(point / "f")
         told = r.told()
         assert told[0].kinds == ("lost",)
-        assert told[-1].path == str(point / "f")
+        assert str(point / "f") in [c.path for c in told]
 
 
 def test_what_doctor_says(device: str, tmp_path: Path) -> None:
