@@ -19,6 +19,7 @@ import fanwise
 from fanwise import Exit, Lifetime, config
 from fanwise.cli._main import _group
 from fanwise.lifetime import Steps
+from fanwise.watch._ladder import GUARANTEES
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # the bench is not installed
@@ -101,7 +102,18 @@ def render_statuses() -> str:
     return "\n".join([*lines, *(f"| {s.value} | `{s.name}` | {said[s]} |" for s in Exit)]) + "\n"
 
 
+def render_rungs() -> str:
+    parts = []
+    for rung, kept in GUARANTEES.items():
+        rows = [f"| {name} | {text} |" for name, text in kept.items()]
+        parts.append(
+            "\n".join([f"### {rung}\n", "| about | what holds |", "|---|---|", *rows]) + "\n"
+        )
+    return "\n".join(parts)
+
+
 BLOCKS = {
+    "guarantees.md": {"rungs": render_rungs},
     "cli.md": {"help": render_help, "statuses": render_statuses},
     "configuration.md": {"variables": render_variables, "default": render_default_file},
     "lifetimes.md": {"lifetimes": render_lifetimes},

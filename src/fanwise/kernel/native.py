@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 
 from fanwise._errors import FeatureMissing
 
+from ._pure_scan import open_long
+
+__all__ = ["Parts", "open_long", "parts", "why_pure"]
+
 
 class Parts(NamedTuple):
     """The parts that exist twice; ``name`` is "native" or "pure"."""
@@ -19,6 +23,7 @@ class Parts(NamedTuple):
     Tree: Any
     Decoder: Any
     scan_dirs: Callable[..., Any]
+    mark_dirs: Callable[..., Any]
 
 
 def why_pure() -> str | None:
@@ -51,7 +56,15 @@ def parts(pure: bool | None = None) -> Parts:
             _pure_tree.Tree,
             _pure_decode.Decoder,
             _pure_scan.scan_dirs,
+            _pure_scan.mark_dirs,
         )
     from . import _native
 
-    return Parts("native", _native.Drain, _native.Tree, _native.Decoder, _native.scan_dirs)
+    return Parts(
+        "native",
+        _native.Drain,
+        _native.Tree,
+        _native.Decoder,
+        _native.scan_dirs,
+        _native.mark_dirs,
+    )

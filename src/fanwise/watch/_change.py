@@ -1,5 +1,7 @@
 """Change: what a watch tells, and its kinds."""
 
+import os
+
 import msgspec
 
 from fanwise.kernel import fanotify as fan
@@ -20,6 +22,7 @@ _BITS = {
 }
 KINDS = tuple(_BITS)
 DEFAULT_KINDS = KINDS[:6]
+_READS = frozenset(("opened", "accessed"))
 # Told of a root whatever is asked for: they end its stream, or change what it means.
 MOUNT_KINDS = ("mounted", "unmounted")
 
@@ -97,3 +100,17 @@ class Change(
     source: str | None = None
     process: Process | None = None
     names: tuple[str, ...] | None = None
+
+
+def own_dropped(rows: list[Change]) -> list[Change]:
+    """Leave out what this process opened and read of directories, as marking them does."""
+    pid = os.getpid()
+    out = []
+    for row in rows:
+        if row.is_dir and row.pid == pid and not _READS.isdisjoint(row.kinds):
+            kinds = tuple(kind for kind in row.kinds if kind not in _READS)
+            if kinds:
+                out.append(msgspec.structs.replace(row, kinds=kinds))
+        else:
+            out.append(row)
+    return out

@@ -32,8 +32,9 @@ from fanwise.names.globs import Globs
 from fanwise.names.teller import Settings
 from fanwise.sources.mounts import MountChange, MountSource
 
-from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, MOUNT_KINDS, Change, mask_of, own_work_shows
+from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, MOUNT_KINDS, Change, mask_of
 from ._group import Group
+from ._ladder import check_kinds, choose, why_not
 from ._mounts import Below, UnwatchedMount
 from ._who import Who, Windows
 
@@ -43,7 +44,6 @@ _SOON = 0.01  # seconds without news, after which a watch is idle
 _LOOK = 1.0  # seconds, while changes flow, between two looks at where the mounts are
 _LONGEST = 86_400.0  # seconds of one wait: the kernel counts milliseconds in an int
 _LEAST_QUEUE = 64 << 10  # bytes
-
 
 _T = TypeVar("_T")
 
@@ -139,6 +139,7 @@ class Watch:
                 f"kinds are: {', '.join((*KINDS, *MOUNT_KINDS))}",
             )
         self._given = [os.fspath(path) for path in paths]
+        self._wanted = wanted
         self._mask = mask_of(wanted)
         self._exclude = _several("exclude", exclude)
         for glob in self._exclude:
@@ -164,6 +165,7 @@ class Watch:
         self.timeout = timeout
         self._parts = parts(pure)
         self._who = Who() if who else None
+        self._forced = os.environ.get("FANWISE_RUNG") or None
         self._groups: list[Group] = []
         self._helpers: Helpers | None = None
         self._roots: list[WatchedRoot] = []
@@ -196,9 +198,6 @@ class Watch:
         self._state = "open"
         self._pid = os.getpid()
         try:
-            if own_work_shows(self._mask):
-                self._helpers = Helpers(self._parts.name)
-                self._helpers.start()
             self._waker = _Waker()
             self._waker.open()
             self._epoll = select.epoll()
@@ -227,9 +226,13 @@ class Watch:
         settings = Settings(Change, KIND_TABLE, self._mask, self._pids)
         mask, queue, parts, helpers = self._mask, self._queue, self._parts, self._helpers
         exclude, recursive, wake = self._exclude, self._recursive, self._waker.wake
-        named = self._who is not None
+        named, forced, kinds, pids = self._who is not None, self._forced, self._wanted, self._pids
 
         def make(mount: Mount, paths: list[str], anchors: Callable[[], list[str]] | None) -> Group:
+            choice = choose(paths[0], mount, forced)
+            if choice.rung is None:
+                raise why_not(paths[0], choice)
+            check_kinds(paths[0], mount, choice.rung, kinds, pids)
             group = Group(
                 mount,
                 paths,
@@ -240,8 +243,9 @@ class Watch:
                 exclude,
                 recursive,
                 wake,
-                helpers,
+                None if choice.rung.marks else helpers,
                 anchors,
+                choice.rung,
             )
             if named:
                 group.windows = Windows()
@@ -530,8 +534,17 @@ class Watch:
 
     @property
     def unwatched(self) -> tuple[UnwatchedMount, ...]:
-        """The mounts below the roots whose changes are not told, and why, as of the last read."""
-        return self._below.unwatched
+        """What below the roots is not told, and why, as of the last read.
+
+        Mounts; and directories that could not be marked when the watch was opened.
+        """
+        below = self._below.unwatched
+        for group in self._groups:
+            if group.unwatched:
+                below += tuple(
+                    UnwatchedMount(path, group.mount.fstype, *why) for path, *why in group.unwatched
+                )
+        return below
 
     @property
     def scanned(self) -> bool:
