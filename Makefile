@@ -9,7 +9,7 @@ NATIVE := src/fanwise/kernel/_native.abi3.so
 C_SOURCES := $(wildcard src/fanwise/kernel/*.c src/fanwise/kernel/*.h)
 
 # What the tests need from Debian, as program:package.
-DEBIAN = mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs
+DEBIAN = mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs bindfs:bindfs
 
 .PHONY: help demo test soak lint bench docs clean debian
 .DELETE_ON_ERROR:

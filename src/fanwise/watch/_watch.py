@@ -641,7 +641,8 @@ def watch(
     native module. ``who``: find out which process did each change; see `Process`. ``mounts``:
     follow what is mounted below a root, now or later; False stays on the filesystems of the roots.
 
-    Nothing starts before ``with``. Needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH. See `Change`, and
+    Nothing starts before ``with``. Without CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH, and where no mark
+    on the whole filesystem can be set, a lower rung serves it (`Watch.roots`). See `Change`, and
     the page on guarantees for what is promised and what breaks it.
 
     Raises FanwiseError for arguments that make no sense, NotWatchable on entering.
