@@ -186,7 +186,7 @@ class Resolver:
         refused, self.marker.refused = self.marker.refused, []
         self._opened = True
         self._silent.update(key for key, _ in refused)
-        return refused
+        return list(dict.fromkeys(refused))
 
     @property
     def pending(self) -> bool:
