@@ -53,10 +53,18 @@ def storm(root: Path) -> dict[str, object]:
     }
 
 
+def names(told: list[fanwise.Change], path: Path) -> bool:
+    """Whether a path is told, by itself or in the list of its directory after a loss."""
+    return any(
+        c.path == str(path) or (c.path == str(path.parent) and path.name in (c.names or ()))
+        for c in told
+    )
+
+
 def _until(watch: fanwise.Watch, path: Path) -> list[fanwise.Change]:
     path.touch()
     told: list[fanwise.Change] = []
-    while not any(c.path == str(path) for c in told):
+    while not names(told, path):
         rows = watch.read(10)
         assert rows, "nothing more is told"
         told += rows
@@ -96,7 +104,7 @@ def overflow(root: Path) -> dict[str, object]:
         told = _until(watch, root / "late" / "deep" / "end")
         return {
             "lost": sorted({str(c.source) for c in lost}),
-            "after": any(c.path == str(root / "late" / "deep" / "end") for c in told),
+            "after": names(told, root / "late" / "deep" / "end"),
         }
 
 
