@@ -78,7 +78,9 @@ class Change(
 
     Of ``lost``: ``roots`` are the watched paths below which changes were lost, ``count`` how many
     records (None when the kernel did not say), ``source`` ``"ring"``, ``"kernel"`` or
-    ``"stopped"``. Of ``relisted``, which follows for each directory affected: ``names``, all names
+    ``"stopped"``. On rungs with a mark for each directory also ``"denied"``, ``"limit"`` or an
+    errno's name: the directory ``path`` came and could not be marked, so that nothing is told of
+    what is in it. Of ``relisted``, which follows for each directory affected: ``names``, all names
     in it now, a directory's with a slash at the end; what a consumer believed below other names is
     gone. Of ``repaired``, the end: ``roots``, and ``count``, how many changes the repair told.
     """
