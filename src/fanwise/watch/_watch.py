@@ -32,7 +32,7 @@ from fanwise.names.globs import Globs
 from fanwise.names.teller import Settings
 from fanwise.sources.mounts import MountChange, MountSource
 
-from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, MOUNT_KINDS, Change, mask_of
+from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, MOUNT_KINDS, Change, mask_of, own_work_shows
 from ._group import Group
 from ._ladder import check_kinds, choose, why_not
 from ._mounts import Below, UnwatchedMount
@@ -198,6 +198,9 @@ class Watch:
         self._state = "open"
         self._pid = os.getpid()
         try:
+            if own_work_shows(self._mask):
+                self._helpers = Helpers(self._parts.name)
+                self._helpers.start()
             self._waker = _Waker()
             self._waker.open()
             self._epoll = select.epoll()
