@@ -36,11 +36,15 @@ def test_a_write_that_fails_is_told_once_by_fsync(tmp_path):
 
 
 def test_a_failing_test_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), volume("xfs", tmp_path, faulty=True) as broken:
-        (broken.point / "d").mkdir()  # metadata that cannot be written any more
-        broken.faults.fail("any", errno.EIO)
-        raise ZeroDivisionError
-    assert not os.path.ismount(broken.point)
+    def fails():
+        with volume("xfs", tmp_path, faulty=True) as broken:
+            (broken.point / "d").mkdir()  # metadata that cannot be written any more
+            broken.faults.fail("any", errno.EIO)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert not os.path.ismount(tmp_path / "xfs-mnt")
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 

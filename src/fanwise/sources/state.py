@@ -1,0 +1,20 @@
+"""What a source of health says about itself."""
+
+from typing import Literal
+
+import msgspec
+
+
+class SourceState(msgspec.Struct, frozen=True, gc=False):
+    """Whether a source works.
+
+    ``state`` is "up"; "degraded" when it sees less than it could, or "down" when it sees nothing,
+    both with the ``reason`` and, when there is one, the remedy. ``lost`` counts records known to
+    be lost since it was opened; ``uncounted`` says that there were losses without a number.
+    """
+
+    name: str
+    state: Literal["up", "degraded", "down"]
+    reason: str | None = None
+    lost: int = 0
+    uncounted: bool = False
