@@ -122,6 +122,19 @@ def test_beyond_the_window_a_record_is_of_its_own(bench):
     assert len(bench.open()) == 2
 
 
+def test_a_record_without_an_object_is_merged_into_what_it_was_about(bench):
+    (first,) = bench.fserror(14)
+    bench.now += 100
+    (anonymous,) = bench.trace("ext4_lookup", 1787)
+    assert anonymous.id != first.id
+    bench.fserror(14)
+    assert bench.known[anonymous.id].status == "merged"
+    assert bench.known[anonymous.id].merged_into == first.id
+    incident = bench.only()
+    assert (incident.id, incident.total) == (first.id, 2)
+    assert incident.location.function == "ext4_lookup"
+
+
 def test_two_objects_are_two_incidents(bench):
     bench.fserror(14)
     bench.fserror(15)
