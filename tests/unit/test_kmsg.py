@@ -109,6 +109,14 @@ from fanwise.sources.kmsg import parse, recognise
             "Buffer I/O error on dev loop3, logical block 1, lost async page write",
             {"what": "io", "device": "loop3"},
         ),
+        (
+            "Buffer I/O error on device loop3, logical block 8513",
+            {"what": "io", "device": "loop3"},
+        ),
+        (
+            "XFS (loop1): First 128 bytes of corrupted metadata buffer:",
+            {"what": "note", "device": "loop1"},
+        ),
         # After fs/fserror.c of Linux 7.0, not run here.
         ("XFS (sda): lost filesystem error report", {"source": "xfs", "device": "sda"}),
     ],

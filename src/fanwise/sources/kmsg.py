@@ -130,7 +130,7 @@ _PREFIXES = (
     ),
     (
         "block",
-        re.compile(r"(?P<level>)(?P<device>)(?=[\w/ -]+ error, dev |Buffer I/O error on )"),
+        re.compile(r"(?P<level>)(?P<device>)(?=[\w/ -]+ error, dev |Buffer I/O error on dev)"),
     ),
     (
         "fserror",
@@ -167,6 +167,7 @@ _GRAMMAR = {
         ),
     ),
     "xfs": _rules(
+        (r"^First \d+ bytes of|^Unmount and run|^Please unmount", "note"),
         (
             rf"Metadata CRC error detected at {_SYMBOL},"
             r" \w+(?: buffer)? block (?P<daddr>0x[0-9a-f]+)",
@@ -209,7 +210,7 @@ _GRAMMAR = {
             r"(?: op 0x[0-9a-f]+:\((?P<op>\w+)\))?",
             "io",
         ),
-        (r"^Buffer I/O error on dev (?P<device>[\w!.-]+), logical block \d+", "io"),
+        (r"^Buffer I/O error on dev(?:ice)? (?P<device>[\w!.-]+), logical block \d+", "io"),
     ),
     "fserror": _rules((r"lost (?:file I/O|filesystem) error report", "lost")),
 }
