@@ -252,8 +252,8 @@ def _end(it: Volume, faults: FaultFile | None) -> None:
     if faults is not None:
         faults.clear()
     try:
-        while os.path.ismount(it.point):
-            it.unmount()
+        while any(m.mount_point == os.fsencode(it.point) for m in mounts()):
+            it.unmount()  # ismount() would ask a filesystem that may be shut down
     except (AssertionError, OSError):
         run("umount", "--lazy", str(it.point))
         raise

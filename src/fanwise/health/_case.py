@@ -37,12 +37,17 @@ _PRECEDENCE = (
     "kmsg.error",
     "trace.error",
     "trace.buffer",
-    "trace.shutdown",
     "trace.io",
-    "trace.told",
+    "trace.shutdown",
+    "kmsg.writeback",
+    "kmsg.buffer",
+    "kmsg.io",
 )
 _MOST_TEXT = 2000
 LONG_AGO = -1e18  # JSON has no infinity
+
+# What stops a filesystem is told on what broke it.
+CONSEQUENCES = ("shutdown", "state", "hung")
 
 Key = tuple[str, int | None, int | None, int | None, str | None, int]
 
@@ -132,6 +137,10 @@ class Case(msgspec.Struct, kw_only=True):
         self.touched = max(self.touched, now)
         self.first_seen = min(self.first_seen, seen.time)
         self.last_seen = max(self.last_seen, seen.time)
+        # The block layer knows what was asked of the device, others know what for.
+        device_only = all(via.endswith(".io") for via in self.evidence)
+        if seen.operation and (self.operation is None or (device_only and seen.what != "io")):
+            self.operation = seen.operation
         self.evidence[seen.via] = self.evidence.get(seen.via, 0) + seen.count
         if seen.channel not in self.channels:
             self.channels.append(seen.channel)
@@ -140,7 +149,6 @@ class Case(msgspec.Struct, kw_only=True):
             self.function, self.line, self.symbol = seen.function, seen.line, seen.symbol
         elif self.function is None:
             self.function, self.line = seen.function, seen.line
-        self.operation = self.operation or seen.operation
         self.process = self.process or seen.process
         if self.text is None and seen.text is not None:
             self.text = seen.text[:_MOST_TEXT]
@@ -163,7 +171,8 @@ class Case(msgspec.Struct, kw_only=True):
             self.start, self.length = seen.start, seen.length
             if seen.scope == "block" and self.scope in ("fs", "device"):
                 self.scope = "block"
-        if self.scope == "device" and seen.scope != "device":
+        # What a filesystem says of itself is nearer than its device; what became of it is not.
+        if self.scope == "device" and seen.what not in CONSEQUENCES:
             self.scope = seen.scope
         self.part = self.part or seen.part
 

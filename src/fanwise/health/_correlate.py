@@ -30,19 +30,28 @@ import platform
 import time
 from collections.abc import Callable, Iterable
 
-from fanwise.health._case import CASE, COUNTED, IDENTIFYING, LONG_AGO, NAMED, Case, Ledger
+import msgspec
+
+from fanwise.health._case import (
+    CASE,
+    CONSEQUENCES,
+    COUNTED,
+    IDENTIFYING,
+    LONG_AGO,
+    NAMED,
+    Case,
+    Ledger,
+)
 from fanwise.health._incident import SEVERITY, Filesystem, Incident, State
 from fanwise.health._observe import Dev, Observation
-from fanwise.sources.counters import BtrfsDevice, Ext4Counters, advance
+from fanwise.sources.counters import BtrfsDevice, ErrorPoint, Ext4Counters, advance
 
 WINDOW = 2.0  # seconds within which records are about one thing
 REST = 0.1  # seconds after an event until ext4's counter has it
 MOST_OPEN = 100  # incidents of one filesystem
 
-# What stops a filesystem is told on what broke it.
-_CONSEQUENCES = ("shutdown", "state", "hung")
 # What joins whatever its device's filesystem said, because it names no object of the filesystem.
-_ANONYMOUS = ("io", "told", "warning", *_CONSEQUENCES)
+_ANONYMOUS = ("io", "told", "warning", *CONSEQUENCES)
 _STATS = {
     "write": errno.EIO,
     "read": errno.EIO,
@@ -131,6 +140,10 @@ class Correlator:
         ledger = self._ledger_of(seen, now)
         if seen.what == "io":
             ledger.last_io, ledger.last_io_at = seen.errno, now
+        elif seen.what == "writeback" and not seen.errno and now - ledger.last_io_at <= WINDOW:
+            seen = msgspec.structs.replace(seen, errno=ledger.last_io)
+        if seen.what == "warning" and self._join(ledger, seen, now) is None:
+            return []  # it says nothing but that somebody may want to know
         self._place(ledger, seen, now)
         if seen.what == "io" and seen.errno:
             self._name_errno(ledger, seen.errno, now)
@@ -171,6 +184,9 @@ class Correlator:
             )
             ledger.closed = 0
         ledger.counter = counters.errors
+        for point in (counters.first, counters.last):
+            if point is not None:
+                self._name_by(ledger, point)
         difference = counters.errors - ledger.counted
         if difference > 0:
             self._hold(ledger, counters, before is None, at, now)
@@ -215,17 +231,18 @@ class Correlator:
     def state(
         self, dev: Dev, state: State, at: float, channel: str = "mounts", text: str | None = None
     ) -> list[Incident]:
-        """What a mount's options or the probe say. "ok" ends what was only about the state."""
+        """What a mount's options or the probe (``channel``) say.
+
+        "ok" ends what was only about the state, where this channel said it before; a probe that
+        opened an xfs shows that it is not shut down. "unknown" says nothing.
+        """
         ledger = self._ledgers.get(dev)
         if ledger is None:
             return []
         if SEVERITY[state] <= SEVERITY["unknown"]:
             if state == "ok":
-                self._recovered(ledger)
+                self._recovered(ledger, channel)
             return self._flush()
-        # An incident that says so already is not told again at each look.
-        if any(SEVERITY[case.condition] >= SEVERITY[state] for case in ledger.cases):
-            return []
         seen = Observation(
             channel="probe" if channel == "probe" else "mounts",
             what="hung" if state == "hung" else "state",
@@ -235,6 +252,13 @@ class Correlator:
             state=state,
             text=text,
         )
+        for case in ledger.cases:
+            if SEVERITY[case.condition] >= SEVERITY[state]:
+                # It says so already; that this channel agrees is told once.
+                if seen.via not in case.evidence:
+                    case.add(seen, case.touched)
+                    self._touch(ledger, case)
+                return self._flush()
         self._place(ledger, seen, self._clock())
         return self._flush()
 
@@ -272,8 +296,6 @@ class Correlator:
             case = self._new(ledger, seen, now)
         own = case.own
         case.add(seen, now)
-        if not seen.errno and not case.errno and now - ledger.last_io_at <= WINDOW:
-            case.errno = ledger.last_io
         if seen.via in COUNTED:
             ledger.last_event = now
             self._explain(ledger, case, case.own - own, seen, now)
@@ -320,7 +342,8 @@ class Correlator:
     # A block layer's errno is the device's: what was written back and failed just now has it too.
     def _name_errno(self, ledger: Ledger, code: int, now: float) -> None:
         for case in ledger.cases:
-            if not case.errno and now - case.touched <= WINDOW:
+            wrote = any(via.endswith(".writeback") for via in case.evidence)
+            if wrote and not case.errno and now - case.touched <= WINDOW:
                 case.errno = code
                 self._touch(ledger, case)
 
@@ -343,6 +366,22 @@ class Correlator:
                 each.held -= spare
                 new -= spare
                 self._touch(ledger, each)
+
+    # The log told of an error without its errno; the superblock has it.
+    def _name_by(self, ledger: Ledger, point: ErrorPoint) -> None:
+        for case in ledger.cases:
+            if (
+                case.counted
+                and not case.errno
+                and not case.collective
+                and (case.ino or 0, case.function) == (point.ino, point.function)
+            ):
+                taken = {other.key for other in ledger.cases}
+                case.errno = point.errno
+                if case.key in taken:
+                    case.errno = 0
+                else:
+                    self._touch(ledger, case)
 
     # The counter has more than the incidents: who holds them?
     def _hold(
@@ -447,14 +486,20 @@ class Correlator:
             self._touch(ledger, case)
 
     # Mounted again, or answering again: what said only that it did not is over.
-    def _recovered(self, ledger: Ledger) -> None:
-        over = [
+    def _recovered(self, ledger: Ledger, channel: str) -> None:
+        knows = channel == "probe" and ledger.fs.fstype == "xfs"
+        able = [
             case
             for case in ledger.cases
-            if all(via.endswith((".state", ".hung", ".shutdown")) for via in case.evidence)
+            if knows or any(via.startswith(f"{channel}.") for via in case.evidence)
+        ]
+        over = [
+            case
+            for case in able
+            if all(via.partition(".")[2] in CONSEQUENCES for via in case.evidence)
         ]
         self._resolve(ledger, over, "the filesystem works again")
-        for case in ledger.cases:
+        for case in [case for case in able if case not in over]:
             if case.condition not in ("ok", "warning"):
                 case.condition = "ok"
                 self._touch(ledger, case)
@@ -475,8 +520,9 @@ def _exact(ledger: Ledger, seen: Observation) -> Case | None:
         if case.key[:-1] == what and not case.collective:
             if case.errno == seen.errno:
                 return case
-            # The log tells no errno.
-            if found is None and not (case.errno and seen.errno) and seen.via in IDENTIFYING:
+            # The log and write-back records tell no errno.
+            told = seen.via in IDENTIFYING or seen.what == "writeback"
+            if found is None and told and not (case.errno and seen.errno):
                 found = case
     return found
 
@@ -484,7 +530,7 @@ def _exact(ledger: Ledger, seen: Observation) -> Case | None:
 # Whether a record can be about what a case is about. `young`: it began within the window, so that
 # what was not known of it may be filled in.
 def _agree(case: Case, seen: Observation, young: bool) -> bool:
-    if seen.what in _CONSEQUENCES:
+    if seen.what in CONSEQUENCES:
         return not case.collective
     if case.collective or (case.errno and seen.errno and case.errno != seen.errno):
         return False
@@ -496,8 +542,10 @@ def _agree(case: Case, seen: Observation, young: bool) -> bool:
     if seen.via in IDENTIFYING and case.named and case.ino != seen.ino:
         return False
     if seen.via in case.evidence:  # the same channel tells two things apart
-        mine_is = (case.ino, case.group, case.errno)
-        return mine_is == (seen.ino, seen.group, seen.errno) and _same_block(case, seen)
+        fresh = (seen.ino is not None and case.ino is None) or (
+            seen.group is not None and case.group is None
+        )
+        return not fresh and _same_block(case, seen)
     more = (
         (seen.ino is not None and case.ino is None)
         or (seen.group is not None and case.group is None)
@@ -507,4 +555,4 @@ def _agree(case: Case, seen: Observation, young: bool) -> bool:
 
 
 def _same_block(case: Case, seen: Observation) -> bool:
-    return case.scope != "block" or seen.start in (None, case.start)
+    return seen.what != "buffer" or seen.start is None or case.start in (None, seen.start)

@@ -24,6 +24,7 @@ _OPTIONS: tuple[tuple[str, State], ...] = (
 )
 # What the kernel calls while it records: no part of what found the error.
 _NOT_FINDERS = ("trace_", "__ext4_error", "__ext4_std", "__ext4_grp", "xfs_do_force_shutdown")
+_BTREE_INODE = 1  # BTRFS_BTREE_INODE_OBJECTID: every tree's blocks
 _MARKS = ("xfs_inode_mark_sick", "xfs_group_mark_sick", "xfs_fs_mark_sick", "xfs_ag_mark_sick")
 
 
@@ -49,9 +50,9 @@ def from_fserror(report: FsErrorReport) -> Observation | None:
 
 
 def from_trace(
-    record: TracedError, is_filesystem: Callable[[Dev], bool] = lambda dev: False
+    record: TracedError, fstype: Callable[[Dev], str | None] = lambda dev: None
 ) -> Observation:
-    """``is_filesystem`` says whether a device number is a mounted filesystem's."""
+    """``fstype`` gives the type of the mounted filesystem with this device number, or None."""
     match record.event:
         case "ext4_error":
             return _traced(record, "error", function=record.function, line=record.line)
@@ -70,6 +71,9 @@ def from_trace(
                 text=record.detail,
             )
         case "xfs_buf_ioerror":
+            # What is called for every buffer after a shutdown found nothing.
+            if (record.symbol or "").startswith("xfs_buf_ioend_fail"):
+                return _traced(record, "shutdown", errno=errno.ESHUTDOWN, state="shutdown")
             reads = "READ" in (record.detail or "")
             return _traced(
                 record,
@@ -92,7 +96,7 @@ def from_trace(
                 operation=_operation(record.detail or ""),
             )
         case "filemap_set_wb_err" | "file_check_and_advance_wb_err":
-            return _written_back(record, is_filesystem)
+            return _written_back(record, fstype(record.dev))
     scope: Scope = "fs"
     if record.ino is not None:
         scope = "inode"
@@ -161,11 +165,14 @@ def from_kmsg(
 
 
 def state_of(mount: Mount) -> State:
-    """What a mount's line says of its filesystem; "ok" says only that it shows nothing."""
+    """What a mount's line says of its filesystem; "unknown" where it would not show it."""
     for option, state in _OPTIONS:
         if option in mount.super_options:
             return state
-    return "ok"
+    # The superblock is read-only and the mount is not: nobody asked for that.
+    if "ro" in mount.super_options and "rw" in mount.options:
+        return "read_only"
+    return "ok" if mount.fstype in ("ext2", "ext3", "ext4", "btrfs") else "unknown"
 
 
 def _traced(record: TracedError, what: str, scope: Scope = "fs", **fields: object) -> Observation:
@@ -179,12 +186,12 @@ def _traced(record: TracedError, what: str, scope: Scope = "fs", **fields: objec
     )
 
 
-def _written_back(record: TracedError, is_filesystem: Callable[[Dev], bool]) -> Observation:
+def _written_back(record: TracedError, fstype: str | None) -> Observation:
     what = "told" if record.seen else "writeback"
     ino = record.ino or 0
     # dev_t as the kernel has it: 12 bits of major, 20 of minor.
     device = (ino >> 20, ino & 0xFFFFF)
-    if record.dev[0] == 0 and device[0] and not is_filesystem(record.dev):
+    if record.dev[0] == 0 and device[0] and fstype is None:
         return Observation(
             channel="trace",
             what=what,  # type: ignore[arg-type]
@@ -194,6 +201,8 @@ def _written_back(record: TracedError, is_filesystem: Callable[[Dev], bool]) -> 
             errno=record.errno,
             operation="metadata write-back",
         )
+    if fstype == "btrfs" and ino == _BTREE_INODE:
+        return _traced(record, what, errno=record.errno, operation="metadata write-back")
     return _traced(
         record,
         what,

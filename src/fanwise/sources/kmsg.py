@@ -96,6 +96,10 @@ def recognise(text: str, seq: int = 0, at: float = 0.0, level: int = 3) -> KmsgR
         else:
             if "level" in found.groupdict():
                 fields["what"] = _LEVELS.get((found["level"] or "").strip(), "note")
+        # btrfs warns of what is broken, too.
+        warned = source == "ext4" and found["level"] == "warning"
+        if warned and fields["what"] == "error":
+            fields["what"] = "warning"
         device = found["device"] or str(fields.pop("device", "") or "")
         fields.pop("device", None)
         return msgspec.convert(
