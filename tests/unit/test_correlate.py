@@ -459,3 +459,47 @@ class Channels(RuleBasedStateMachine):
 
 TestChannels = Channels.TestCase
 TestChannels.settings = settings(max_examples=300, stateful_step_count=30, deadline=None)
+
+
+# Linux 7.0, after fs/fserror.c; not run here.
+def test_a_burst_in_several_reports_without_a_process(bench):
+    for count in (3, 2, 1):
+        bench.fserror(14, count=count)
+        bench.now += 0.05
+    bench.now += 0.2
+    bench.counter(6, last=point(14))
+    incident = bench.only()
+    assert (incident.total, incident.process) == (6, None)
+
+
+def test_a_shutdown_that_is_reported_and_not_counted(bench):
+    bench.counter(0)
+    bench.see("trace", "shutdown", errno=errno.ESHUTDOWN, state="shutdown")
+    bench.fserror(None, errno.ESHUTDOWN, state="shutdown")
+    bench.now += 1
+    bench.counter(0)
+    incident = bench.only()
+    assert (incident.state, incident.total) == ("shutdown", 1)
+    bench.fserror(14)
+    bench.now += 1
+    bench.counter(1, last=point(14))
+    assert {i.errno: i.total for i in bench.open()} == {"ESHUTDOWN": 1, "EUCLEAN": 1}
+
+
+def test_reports_of_xfs_join_what_the_trace_saw():
+    bench = Bench(Filesystem(device="7:3", fstype="xfs"))
+    bench.see("trace", "sick", scope="inode", ino=131, symbol="xfs_da_read_buf")
+    bench.see("trace", "buffer", scope="block", errno=EBADMSG, start=61440, symbol="f+0x1/0x2")
+    bench.now += 0.5  # by a worker, later
+    bench.fserror(131, EBADMSG, count=2)
+    incident = bench.only()
+    assert (incident.scope, incident.object.ino, incident.total) == ("inode", 131, 2)
+    assert incident.at_least
+
+
+def test_a_report_of_a_files_data_joins_its_write_back():
+    bench = Bench(Filesystem(device="7:3", fstype="xfs"))
+    bench.see("trace", "io", scope="device", errno=EIO, start=4096)
+    bench.see("trace", "writeback", scope="inode", ino=131)
+    bench.fserror(131, EIO)
+    assert bench.only().channels == ("trace", "fserror")

@@ -57,7 +57,8 @@ class Case(msgspec.Struct, kw_only=True):
 
     ``evidence`` counts records by channel and what they saw. ``held`` are errors that a counter
     or an anonymous record knows of and no record of an object explains, since ``held_at``;
-    ``cut`` are those that merged records counted here and that belong elsewhere.
+    ``cut`` are those that merged records counted here and that belong elsewhere. ``beyond``: the
+    filesystem's counter does not count what this is about.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Case(msgspec.Struct, kw_only=True):
     held: int = 0
     held_at: float = 0.0
     cut: int = 0
+    beyond: bool = False
     collective: bool = False
     function: str | None = None
     line: int | None = None
@@ -108,6 +110,8 @@ class Case(msgspec.Struct, kw_only=True):
     @property
     def counted(self) -> bool:
         """Whether the filesystem's own error counter counts what this is about."""
+        if self.beyond:
+            return False
         return self.held > 0 or any(via in self.evidence for via in (*COUNTED, "counters.error"))
 
     @property

@@ -447,6 +447,13 @@ class Correlator:
             if others:
                 excess -= case.total
                 self._merge(ledger, case, others[-1])
+        # Reported, and not an error to the superblock: from Linux 7.0 on shutdowns, and failures
+        # of a file's data.
+        for case in sorted(ledger.cases, key=lambda c: (c.errno != errno.ESHUTDOWN, -c.born)):
+            if case.counted and case.total <= excess:
+                excess -= case.total
+                case.beyond = True
+                self._touch(ledger, case)
 
     # -- ends
 
