@@ -303,6 +303,8 @@ def test_data_that_cannot_be_written(kind, tmp_path):
             assert incident.object.start == extent[0]
             assert incident.operation == "data write-back"
             assert incident.count_source == "trace.writeback"
+            assert incident.process is None  # whose interrupt it was says nothing
+            assert [p.pid for p in incident.heard] == [os.getpid()]
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])

@@ -44,6 +44,7 @@ _PRECEDENCE = (
     "kmsg.io",
 )
 _MOST_TEXT = 2000
+_MOST_HEARD = 16
 LONG_AGO = -1e18  # JSON has no infinity
 
 # What stops a filesystem is told on what broke it.
@@ -89,6 +90,7 @@ class Case(msgspec.Struct, kw_only=True):
     operation: str | None = None
     condition: State = "ok"
     process: TrippedBy | None = None
+    heard: list[TrippedBy] = []
     channels: list[Channel] = []
     text: str | None = None
     told: int = 0
@@ -153,7 +155,10 @@ class Case(msgspec.Struct, kw_only=True):
             self.function, self.line, self.symbol = seen.function, seen.line, seen.symbol
         elif self.function is None:
             self.function, self.line = seen.function, seen.line
-        self.process = self.process or seen.process
+        if seen.what != "told":
+            self.process = self.process or seen.process
+        elif seen.process is not None and seen.process not in self.heard:
+            self.heard = [*self.heard, seen.process][-_MOST_HEARD:]
         if self.text is None and seen.text is not None:
             self.text = seen.text[:_MOST_TEXT]
         if seen.state is not None and SEVERITY[seen.state] > SEVERITY[self.condition]:
@@ -219,6 +224,7 @@ class Case(msgspec.Struct, kw_only=True):
             operation=self.operation,
             state=self.condition,
             process=self.process,
+            heard=tuple(self.heard),
             channels=tuple(self.channels),
             lost=ledger.lost,
             advice=advice_for(self.errno, self.condition),

@@ -77,6 +77,8 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True, tag="incident", tag_fi
 
     ``count`` is how many errors since it was told last, ``total`` since it began, by
     ``count_source``; with ``at_least`` there may have been more. Times are seconds since the epoch.
+    ``heard`` are the last programs that were told of a write-back error, by fsync or the like: each
+    open file is told once. Who never asked cannot be known.
     ``errno`` is a name, None when no channel told one. ``text`` is the kernel's whole message.
     ``lost`` counts records of the filesystem known to be lost. ``merged_into`` is the incident that
     this one turned out to be a part of.
@@ -98,6 +100,7 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True, tag="incident", tag_fi
     operation: str | None
     state: State
     process: TrippedBy | None
+    heard: tuple[TrippedBy, ...]
     channels: tuple[str, ...]
     lost: int
     advice: str

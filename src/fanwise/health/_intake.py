@@ -182,8 +182,14 @@ def _traced(record: TracedError, what: str, scope: Scope = "fs", **fields: objec
         dev=record.dev,
         time=record.time,
         scope=scope,
+        process=_process(record),
         **fields,  # type: ignore[arg-type]
     )
+
+
+def _process(record: TracedError) -> TrippedBy | None:
+    process = record.process
+    return None if process is None else TrippedBy(pid=process.pid, comm=process.comm)
 
 
 def _written_back(record: TracedError, fstype: str | None) -> Observation:
@@ -200,6 +206,7 @@ def _written_back(record: TracedError, fstype: str | None) -> Observation:
             scope="device",
             errno=record.errno,
             operation="metadata write-back",
+            process=_process(record),
         )
     if fstype == "btrfs" and ino == _BTREE_INODE:
         return _traced(record, what, errno=record.errno, operation="metadata write-back")

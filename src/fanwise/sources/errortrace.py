@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from fanwise.sources.fserror import Process, process_of
 from fanwise.sources.state import SourceState
 from fanwise.sources.trace import TraceEvent, TraceSource
 
@@ -54,7 +55,8 @@ class TracedError(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     ``errno`` is positive, 0 where the event has none. ``start`` and ``length`` are bytes of the
     device ``dev``. ``seen`` says that a write-back error was told to a program. ``detail`` is what
-    of the event has no field here. ``stack`` are symbols, innermost first.
+    of the event has no field here. ``stack`` are symbols, innermost first. ``process`` is who ran,
+    where that means something: who met the error, or was told; None for a kernel thread.
     """
 
     event: str
@@ -72,6 +74,7 @@ class TracedError(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     seen: bool = False
     detail: str | None = None
     stack: tuple[str, ...] = ()
+    process: Process | None = None
 
 
 class TracedLoss(msgspec.Struct, frozen=True, gc=False):
@@ -80,6 +83,19 @@ class TracedLoss(msgspec.Struct, frozen=True, gc=False):
     count: int
     time: float
 
+
+# What is raised by whoever meets it. Requests and write-back end in whatever ran at the interrupt.
+_SYNCHRONOUS = frozenset(
+    (
+        "ext4_error",
+        "ext4_shutdown",
+        "xfs_force_shutdown",
+        "xfs_fs_mark_sick",
+        "xfs_group_mark_sick",
+        "xfs_inode_mark_sick",
+        "file_check_and_advance_wb_err",
+    )
+)
 
 _LINE = re.compile(
     r"\s*.*-(?P<pid>\d+)\s+(?:\([ \d-]+\)\s+)?\[\d+\]\s+(?:\S+\s+)?"
@@ -223,6 +239,8 @@ class ErrorTrace(TraceSource):
                 found.append(TracedLoss(one.count, time.time()))
             elif one is not None:
                 self.records += 1
+                if one.event in _SYNCHRONOUS:
+                    one = msgspec.structs.replace(one, process=process_of(one.pid))
                 found.append(one)
         return found
 
