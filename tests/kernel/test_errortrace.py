@@ -1,6 +1,7 @@
 """The error trace and the log of this kernel: losses, what is missing, what stays."""
 
 import os
+import select
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from fanwise._errors import LifetimeError
 from fanwise.kernel.tracing import parse_format
 from fanwise.sources.errortrace import EVENTS, ErrorTrace, TracedError, TracedLoss
+from fanwise.sources.fserror import FsErrors
 from fanwise.sources.kmsg import Kmsg, KmsgLoss, KmsgRecord
+from fanwise.sources.state import HealthSource
 from fanwise.sources.trace import TraceEvent
 from tests.kernel.conftest import run
 from tests.kernel.faults import volume
@@ -101,6 +104,30 @@ def test_a_gap_in_the_log_is_counted(tmp_path):
         (loss,) = [r for r in log.read() if isinstance(r, KmsgLoss)]
         assert loss.count >= 3  # and what others said
         assert log.status().lost == loss.count
+
+
+def test_all_sources_are_driven_alike(tracefs, tmp_path):
+    sources: list[HealthSource] = [ErrorTrace(tracefs=tracefs), Kmsg(), FsErrors()]
+    with volume("ext4", tmp_path) as it, select.epoll() as poll:
+        try:
+            for source in sources:
+                source.open()
+                assert source.status().state == "up"
+            sources[2].follow([it.entry()])
+            sources[1].read()
+            for source in sources:
+                poll.register(source.fileno(), select.EPOLLIN)
+            it.trigger()
+            ready: set[int] = set()
+            while len(ready) < 3:
+                found = {fd for fd, _ in poll.poll(5)}
+                assert found
+                ready |= found
+        finally:
+            for source in sources:
+                source.close()
+                source.close()
+        assert {source.status().state for source in sources} == {"down"}
 
 
 def test_closed():

@@ -240,3 +240,13 @@ def test_closed(tmp_path):
         pass
     assert source.status().state == "down"
     source.close()
+
+
+def test_a_forked_child_keeps_nothing(source):
+    fd = source._groups[0].fd
+    child = os.fork()
+    if not child:
+        closed = source.status().state == "down" and not os.path.exists(f"/proc/self/fd/{fd}")
+        os._exit(0 if closed else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert source.status().state == "up"

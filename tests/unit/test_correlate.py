@@ -265,6 +265,20 @@ def test_a_shutdown_is_told_on_what_caused_it(bench):
     assert incident.advice.startswith("it is shut down")
 
 
+def test_a_device_error_that_stops_the_filesystem_is_of_the_device(bench):
+    bench.see("trace", "io", scope="device", errno=EIO, start=4096)
+    bench.see("trace", "shutdown", errno=errno.ESHUTDOWN, state="shutdown")
+    incident = bench.only()
+    assert (incident.scope, incident.errno, incident.state) == ("device", "EIO", "shutdown")
+
+
+def test_a_device_that_has_another_number_after_a_restart(bench):
+    (before,) = bench.fserror(14)
+    bench.it.renumbered(DEV, (7, 9))
+    (after,) = bench.fserror(14, dev=(7, 9))
+    assert (after.id, after.total) == (before.id, 2)
+
+
 def test_a_shutdown_alone_ends_when_it_works_again(bench):
     bench.take(bench.it.state(DEV, "shutdown", bench.now))
     incident = bench.only()
@@ -484,6 +498,10 @@ def test_a_shutdown_that_is_reported_and_not_counted(bench):
     bench.now += 1
     bench.counter(1, last=point(14))
     assert {i.errno: i.total for i in bench.open()} == {"ESHUTDOWN": 1, "EUCLEAN": 1}
+    # What no event tells of is still seen: the shutdown does not stand for it.
+    bench.now += 60
+    bench.counter(2, last=point(15, EIO))
+    assert {i.object.ino for i in bench.open()} == {None, 14, 15}
 
 
 def test_reports_of_xfs_join_what_the_trace_saw():

@@ -217,6 +217,10 @@ class ErrorTrace(TraceSource):
         path = f"{self.path}/trace_pipe"
         self._fds = [os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)]
 
+    def fileno(self) -> int:
+        """Readable when there is a record; -1 when it is not up."""
+        return self._fds[0] if self._fds else -1
+
     def errors(self) -> list[TracedError | TracedLoss]:
         """Everything that is there now, in order, without waiting."""
         found: list[TracedError | TracedLoss] = []

@@ -18,7 +18,8 @@ REFS      one descriptor for each group; the marks belong to the kernel. No desc
 LOCKING   none: one owner.
 LIFETIME  see FS_ERRORS. A mark dies with its superblock, in silence: `follow` sets it again, and
           reads what the dead left before it gives their fsid to another. Events outlive the
-          filesystem.
+          filesystem. A forked child closes the groups at once: one that kept them would keep them
+          queueing.
 
 Linux reference: fanotify(7), fs/notify/fanotify/fanotify.c, facts measured on 6.18.
 """
@@ -30,6 +31,7 @@ import select
 import struct
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from types import TracebackType
 
@@ -176,6 +178,9 @@ def is_local(mount: Mount) -> bool:
     return mount.dev[0] != 0 or mount.fstype in ("btrfs", "bcachefs")
 
 
+_live: "weakref.WeakSet[FsErrors]" = weakref.WeakSet()
+
+
 class _Group:
     # One kernel group. `owners` says whose reports a fsid's are.
     def __init__(self) -> None:
@@ -221,6 +226,7 @@ class FsErrors:
         except BaseException:
             os.close(group.fd)
             raise
+        _live.add(self)
 
     def fileno(self) -> int:
         """Readable when there is something to read."""
@@ -274,12 +280,21 @@ class FsErrors:
         if self.state == "CLOSED":
             return
         FS_ERRORS.advance(self, "close")
+        self._release()
+
+    def _release(self) -> None:
+        _live.discard(self)
         if self._poll is not None:
             self._poll.close()
             self._poll = None
         for group in self._groups:
             os.close(group.fd)
         self._groups = []
+
+    def _forget(self) -> None:
+        # In a forked child: the groups are the parent's.
+        self._release()
+        self.state = "CLOSED"
 
     def __enter__(self) -> "FsErrors":
         self.open()
@@ -376,3 +391,11 @@ def _fsid(fd: int) -> bytes:
     # What fanotify reports: both halves of statfs's f_fsid, which fstatvfs joins into one number.
     number = os.fstatvfs(fd).f_fsid
     return struct.pack("=II", number & 0xFFFF_FFFF, number >> 32)
+
+
+def _after_fork() -> None:
+    for source in list(_live):
+        source._forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)

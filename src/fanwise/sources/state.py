@@ -1,6 +1,6 @@
 """What a source of health says about itself."""
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -18,3 +18,19 @@ class SourceState(msgspec.Struct, frozen=True, gc=False):
     reason: str | None = None
     lost: int = 0
     uncounted: bool = False
+
+
+class HealthSource(Protocol):
+    """What the sources of health have in common, whatever their records are.
+
+    ``open`` raises a FanwiseError when there can be no such source here, or the source is down and
+    says why; ``fileno`` is readable when there is something; ``close`` is idempotent.
+    """
+
+    def open(self) -> None: ...  # noqa: D102
+
+    def fileno(self) -> int: ...  # noqa: D102
+
+    def status(self) -> SourceState: ...  # noqa: D102
+
+    def close(self) -> None: ...  # noqa: D102
