@@ -191,7 +191,7 @@ class Correlator:
         if difference > 0:
             self._hold(ledger, counters, before is None, at, now)
         elif difference < 0 and now - ledger.last_event >= REST:
-            self._cut(ledger, -difference)
+            self._cut(ledger)
         return self._flush()
 
     def btrfs(self, dev: Dev, devices: Iterable[BtrfsDevice], at: float) -> list[Incident]:
@@ -427,32 +427,36 @@ class Correlator:
             case.held, case.held_at = case.held + missing, now
 
     # The incidents have more than the counter, which is right.
-    def _cut(self, ledger: Ledger, excess: int) -> None:
+    def _cut(self, ledger: Ledger) -> None:
+        right = ledger.counter or 0
         for case in reversed(ledger.cases):  # held, and explained elsewhere
-            spare = min(case.held if case.own > case.cut else case.held - 1, excess)
+            spare = min(case.held if case.own > case.cut else case.held - 1, ledger.counted - right)
             if spare > 0:
                 case.held -= spare
-                excess -= spare
                 self._touch(ledger, case)
-        for case in sorted(ledger.cases, key=lambda c: -c.own):  # merged records
-            spare = min(case.total - 1, excess) if case.own else 0
-            if spare > 0:
-                case.cut += spare
-                excess -= spare
-                self._touch(ledger, case)
-        for case in [c for c in ledger.cases if c.counted and not c.named]:
-            if excess <= 0:
+        self._share(ledger)
+        # What has no object of its own, or came late about one that has an incident.
+        for case in list(ledger.cases):
+            if ledger.counted <= right:
                 return
-            others = [c for c in ledger.cases if c is not case and c.counted]
-            if others:
-                excess -= case.total
-                self._merge(ledger, case, others[-1])
-        # Reported, and not an error to the superblock: from Linux 7.0 on shutdowns, and failures
-        # of a file's data.
+            into = _part_of(ledger, case)
+            if into is not None:
+                self._merge(ledger, case, into)
+        self._share(ledger)
+        # Reported, and no error to the superblock: from Linux 7.0 on shutdowns, and failures of a
+        # file's data. ext4's own errors have a record in the trace and the log.
         for case in sorted(ledger.cases, key=lambda c: (c.errno != errno.ESHUTDOWN, -c.born)):
-            if case.counted and case.total <= excess:
-                excess -= case.total
+            reported = not any(via in case.evidence for via in ("trace.error", "kmsg.error"))
+            if case.counted and reported and case.total <= ledger.counted - right:
                 case.beyond = True
+                self._touch(ledger, case)
+
+    # Merged reports count errors here that belong elsewhere.
+    def _share(self, ledger: Ledger) -> None:
+        for case in sorted(ledger.cases, key=lambda c: -c.own):
+            spare = min(case.total - 1, ledger.counted - (ledger.counter or 0))
+            if case.counted and case.own and spare > 0:
+                case.cut += spare
                 self._touch(ledger, case)
 
     # -- ends
@@ -522,16 +526,35 @@ class Correlator:
 def _exact(ledger: Ledger, seen: Observation) -> Case | None:
     start = seen.start if seen.scope == "block" else None
     what = (seen.scope, seen.ino, seen.group, start, seen.part)
-    found = None
-    for case in ledger.cases:
-        if case.key[:-1] == what and not case.collective:
-            if case.errno == seen.errno:
-                return case
-            # The log and write-back records tell no errno.
-            told = seen.via in IDENTIFYING or seen.what == "writeback"
-            if found is None and told and not (case.errno and seen.errno):
-                found = case
-    return found
+    # The log and write-back records tell no errno.
+    loose = seen.via in IDENTIFYING or seen.what == "writeback"
+    found = [
+        case
+        for case in ledger.cases
+        if case.key[:-1] == what
+        and not case.collective
+        and (case.errno == seen.errno or (loose and not (case.errno and seen.errno)))
+    ]
+    if not seen.errno and loose:
+        # First the one that has fewer records of this kind than of others: it lacks this one.
+        found.sort(key=lambda c: (not c.named, c.evidence.get(seen.via, 0) >= c.total))
+    else:
+        found.sort(key=lambda c: c.errno != seen.errno)
+    return found[0] if found else None
+
+
+# The case that this one is about too, when there are more than errors.
+def _part_of(ledger: Ledger, case: Case) -> Case | None:
+    if not case.counted or "fserror.error" in case.evidence:
+        return None
+    others = [each for each in ledger.cases if each is not case and each.counted]
+    if case.named:
+        others = [
+            each
+            for each in others
+            if each.ino == case.ino and (not case.errno or case.errno == each.errno)
+        ]
+    return others[-1] if others else None
 
 
 # Whether a record can be about what a case is about. `young`: it began within the window, so that
