@@ -349,6 +349,18 @@ def test_it_survives_a_restart(bench):
     assert (bench.only().id, bench.only().total) == (before.id, 5)
 
 
+def test_late_records_about_what_was_told_before_a_restart(bench):
+    (before,) = bench.fserror(None)
+    saved = msgspec.json.encode(bench.it.ledgers())
+    bench.it = bench.make()
+    bench.it.restore(msgspec.json.decode(saved, type=list[Ledger]))
+    bench.trace()
+    bench.kmsg(None)
+    bench.now += 1
+    bench.counter(1, last=point(0))
+    assert (bench.only().id, bench.only().total) == (before.id, 1)
+
+
 def test_the_path_comes_later_and_once(bench):
     (incident,) = bench.fserror(14)
     (located,) = bench.it.located(incident.id, "/mnt/f", "handle")
