@@ -159,7 +159,7 @@ def test_ack_beside_a_writer_and_only_the_first_counts(db, path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"errno": None},
+        {"errno": 5},
         {"fs": None},
         {"total": -1},
         {"total": "many"},
@@ -497,3 +497,38 @@ def test_listening_goes_on_in_another_place(places):
     incidents.store.close()
     assert (min(x.since for x in said), max(x.until for x in said)) == (100.0, 140.0)
     assert said[0].ended
+
+
+def test_a_record_that_says_it_is_resolved_is(db):
+    first = db.put(record())
+    done = db.put(record(id=first.id, status="resolved", resolved="checked", last_seen=1100.0))
+    assert (done.resolved, done.resolution) == (1100.0, "checked")
+    assert db.get(first.id).resolution == "checked"
+    assert db.put(record(first_seen=2000.0, last_seen=2000.0)).id != first.id
+
+
+def test_what_is_counted_by_another_is_not_counted_twice(db):
+    a = db.put(record(id="a", total=3, errno=None))
+    db.put(record(id="b", total=3, object={"ino": 15}))
+    db.put(a.record | {"status": "merged", "merged_into": "b", "last_seen": 1001.0})
+    assert sum(x.total for x in db.totals()) == 3
+    assert db.get("a").resolution == "part of b"
+    assert [x.id for x in db.listing(open_only=True)] == ["b"]
+
+
+def test_an_errno_that_is_known_later_is_filled_in(db):
+    first = db.put(record(errno=None))
+    assert db.put(record(id=first.id, last_seen=1001.0)).record["errno"] == "EUCLEAN"
+    assert db.put(record(last_seen=1002.0)).id == first.id
+    assert db.put(record(id=first.id, errno=None, last_seen=1003.0)).record["errno"] == "EUCLEAN"
+
+
+def test_notes_are_kept_and_move_along(places):
+    with keeper_of(places) as keeper:
+        fake_devices(keeper, first={"7:1"}, second={"7:2"})
+        keeper.do(lambda db: db.note("a", b"old", 1.0))
+        keeper.avoid(["7:1"])
+        assert keeper.incidents.notes() == {"a": b"old"}
+        keeper.do(lambda db: db.note("a", b"new", 2.0))
+        keeper.avoid([])
+        assert keeper.incidents.notes() == {"a": b"new"}

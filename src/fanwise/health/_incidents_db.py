@@ -42,7 +42,7 @@ SCHEMA = Schema(
                     acked REAL, resolved REAL, resolution TEXT,
                     record BLOB NOT NULL
                 ) STRICT""",
-                """CREATE UNIQUE INDEX incident_open ON incident (fs, scope, object, errno)
+                """CREATE INDEX incident_open ON incident (fs, scope, object, errno)
                     WHERE resolved IS NULL""",
                 "CREATE INDEX incident_seen ON incident (last_seen)",
                 """CREATE TABLE retired (
@@ -58,6 +58,9 @@ SCHEMA = Schema(
                     fs TEXT, name TEXT, raw INTEGER NOT NULL, total INTEGER NOT NULL,
                     resets INTEGER NOT NULL, seen REAL NOT NULL,
                     PRIMARY KEY (fs, name)
+                ) STRICT""",
+                """CREATE TABLE note (
+                    name TEXT PRIMARY KEY, body BLOB NOT NULL, seen REAL NOT NULL
                 ) STRICT""",
             ),
         )
@@ -76,12 +79,15 @@ class _Head(msgspec.Struct):
 
     fs: _Fs
     scope: str
-    errno: str
+    errno: str | None
     first_seen: float
     last_seen: float
     total: int
     id: str | None = None
     object: dict[str, Any] | None = None
+    status: str = "open"
+    resolved: str | None = None
+    merged_into: str | None = None
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -153,7 +159,7 @@ def _key(head: _Head) -> Key:
         if name not in ("path", "path_b64", "path_source") and value is not None
     }
     text = ",".join(f"{name}={names[name]}" for name in sorted(names))
-    return Key(f"{head.fs.uuid or ''} {_device(head)}", head.scope, text, head.errno)
+    return Key(f"{head.fs.uuid or ''} {_device(head)}", head.scope, text, head.errno or "")
 
 
 def _device(head: _Head) -> str:
@@ -171,8 +177,7 @@ def merge(old: Record, new: Record) -> dict[str, Any]:
     """
     early, late = (old, new) if new["last_seen"] >= old["last_seen"] else (new, old)
     out = {**early, **{name: value for name, value in late.items() if value is not None}}
-    for name in ("id", "scope", "errno"):
-        out[name] = old.get(name)
+    out["id"] = old.get("id")
     # The first error: where it was, what it hit, who tripped over it.
     first = old if old["first_seen"] <= new["first_seen"] else new
     other = new if first is old else old
@@ -242,16 +247,19 @@ class Incidents:
             record["total"] = min(head.total, MOST)
             if (again := self._row("id = ?", record["id"])) is None:
                 self._insert(record, key, head)
-                return Stored(record["id"], record, None, None, None, "opened")
+                return self._settled(Stored(record["id"], record, None, None, None, "opened"), head)
             row = again
         merged = merge(row.record, record)
         merged["total"] = min(merged["total"], MOST)
         if merged == row.record:
-            return row
+            return self._settled(row, head)
         change: Change = "grown" if merged["total"] > row.record["total"] else "amended"
         self.store.execute(
-            "UPDATE incident SET first_seen = ?, last_seen = ?, total = ?, record = ? WHERE id = ?",
+            "UPDATE incident SET scope = ?, errno = ?, first_seen = ?, last_seen = ?, total = ?,"
+            " record = ? WHERE id = ?",
             (
+                merged["scope"],
+                merged["errno"] or "",
                 merged["first_seen"],
                 merged["last_seen"],
                 merged["total"],
@@ -259,7 +267,21 @@ class Incidents:
                 row.id,
             ),
         )
-        return msgspec.structs.replace(row, record=merged, change=change)
+        return self._settled(msgspec.structs.replace(row, record=merged, change=change), head)
+
+    # A record may say itself that it is resolved, or that it is counted by another one now.
+    def _settled(self, row: Stored, head: _Head) -> Stored:
+        if head.status == "open" or row.resolved is not None:
+            return row
+        why = head.resolved or head.status
+        if head.merged_into is not None:
+            why = f"part of {head.merged_into}"
+        self.store.execute(
+            "UPDATE incident SET resolved = ?, resolution = ?,"
+            " total = CASE WHEN ? THEN 0 ELSE total END WHERE id = ?",
+            (head.last_seen, why, head.merged_into is not None, row.id),
+        )
+        return msgspec.structs.replace(row, resolved=head.last_seen, resolution=why)
 
     def _insert(
         self,
@@ -411,6 +433,19 @@ class Incidents:
         )
         return msgspec.convert(rows[0], tuple[int, int, int]) if rows else (0, 0, 0)
 
+    def note(self, name: str, body: bytes, now: float) -> None:
+        """Keep some bytes under a name, in place of those that were there: a ledger's state."""
+        self.store.execute(
+            "INSERT INTO note VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET"
+            " body = excluded.body, seen = excluded.seen WHERE excluded.seen >= seen",
+            (name, body, now),
+        )
+
+    def notes(self) -> dict[str, bytes]:
+        """Return what `note` kept."""
+        rows = self.store.execute("SELECT name, body FROM note ORDER BY name")
+        return msgspec.convert(dict(rows), dict[str, bytes])  # type: ignore[call-overload]
+
     def absorb(self, other: "Incidents") -> int:
         """Take over all that another one holds; what both have is merged. Give the number.
 
@@ -453,12 +488,15 @@ class Incidents:
                     " seen = max(seen, excluded.seen)",
                     values,  # type: ignore[arg-type]
                 )
+            for name, body in other.notes().items():
+                ((seen,),) = copy("SELECT seen FROM note WHERE name = ?", (name,))
+                self.note(name, body, float(str(seen)))
         return len(rows)
 
     def clear(self) -> None:
         """Drop everything: it stands elsewhere now."""
         with self.store.transaction():
-            for table in ("incident", "retired", "listening", "counter"):
+            for table in ("incident", "retired", "listening", "counter", "note"):
                 self.store.execute(f"DELETE FROM {table}")
         self._listening = None
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from fanwise._errors import ConfigError
 
 
-def _translate(glob: str) -> str:
+def translate(glob: str) -> str:
+    """Return the pattern of a glob; compiling it raises re.error for one that is not valid."""
     out, at = [], 0
     while at < len(glob):
         if glob.startswith("**/", at):
@@ -56,14 +57,14 @@ class Globs:
             body = glob.rstrip("/")
             try:
                 if body.startswith("/"):
-                    paths.append(re.compile(_translate(body)).pattern)
+                    paths.append(re.compile(translate(body)).pattern)
                     self.anchored.append(glob)
                 elif "/" in body:
-                    inner = re.compile(_translate(body)).pattern
+                    inner = re.compile(translate(body)).pattern
                     paths += [f"{re.escape(root.rstrip('/'))}/{inner}" for root in roots]
                     self.anchored.append(glob)
                 else:
-                    names.append(re.compile(_translate(body)).pattern)
+                    names.append(re.compile(translate(body)).pattern)
             except re.error as error:
                 raise ConfigError("exclude", None, f"not a glob: {glob!r} ({error})") from error
         self._name = re.compile("|".join(names), re.DOTALL) if names else None
