@@ -444,7 +444,7 @@ class Incidents:
     def notes(self) -> dict[str, bytes]:
         """Return what `note` kept."""
         rows = self.store.execute("SELECT name, body FROM note ORDER BY name")
-        return msgspec.convert(dict(rows), dict[str, bytes])  # type: ignore[call-overload]
+        return msgspec.convert({str(name): body for name, body in rows}, dict[str, bytes])
 
     def absorb(self, other: "Incidents") -> int:
         """Take over all that another one holds; what both have is merged. Give the number.

@@ -51,7 +51,7 @@ STATES = (
     "shutdown",
     "hung",
 )
-CHANNELS = ("fserror", "trace", "counters", "mounts", "kmsg")
+CHANNELS = ("fserror", "trace", "counters", "mounts", "kmsg", "probe")
 ERRNOS = tuple(sorted(errnos.errorcode.values()))
 _MOST_REMEMBERED = 10_000  # incidents for which a rule with ``once`` was carried out
 
@@ -60,7 +60,7 @@ class Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A table of the file: a key that is not among its fields is a mistake."""
 
 
-class FsMatch(Strict):
+class FsMatch(Strict, frozen=True, kw_only=True):
     """``match.fs``: globs over what names the filesystem; ``mounts`` holds for any mount point."""
 
     uuid: Globs | None = None
@@ -70,14 +70,14 @@ class FsMatch(Strict):
     mounts: Globs | None = None
 
 
-class ObjectMatch(Strict):
+class ObjectMatch(Strict, frozen=True, kw_only=True):
     """``match.object``: ``path`` holds only where the path is known."""
 
     ino: Count | None = None
     path: Globs | None = None
 
 
-class LocationMatch(Strict):
+class LocationMatch(Strict, frozen=True, kw_only=True):
     """``match.location``: where in the kernel the error was found."""
 
     function: Globs | None = None
@@ -85,13 +85,13 @@ class LocationMatch(Strict):
     kernel: Globs | None = None
 
 
-class ProcessMatch(Strict):
+class ProcessMatch(Strict, frozen=True, kw_only=True):
     """``match.process``: who tripped over it."""
 
     comm: Globs | None = None
 
 
-class Match(Strict):
+class Match(Strict, frozen=True, kw_only=True):
     """``match``: what an incident must look like."""
 
     fs: FsMatch = FsMatch()
@@ -108,7 +108,7 @@ class Match(Strict):
     lost_at_least: Count | None = None
 
 
-class Rule(Strict):
+class Rule(Strict, frozen=True, kw_only=True):
     """``[[rule]]``: its actions are carried out whenever an incident that matches is told.
 
     ``once`` has them carried out once for each incident while this process runs.
@@ -120,7 +120,7 @@ class Rule(Strict):
     once: bool = False
 
 
-class Action(Strict):
+class Action(Strict, frozen=True, kw_only=True):
     """What every action has: at most ``rate`` a second in the long run, ``burst`` at once."""
 
     rate: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 0.1
@@ -128,7 +128,7 @@ class Action(Strict):
     queue: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 256
 
 
-class ExecAction(Action):
+class ExecAction(Action, frozen=True, kw_only=True):
     """``kind = "exec"``: a program, its arguments, and how many seconds it may take."""
 
     kind: Literal["exec"]
@@ -137,7 +137,7 @@ class ExecAction(Action):
     limit: Seconds = 30.0
 
 
-class WebhookAction(Action):
+class WebhookAction(Action, frozen=True, kw_only=True):
     """``kind = "webhook"``: where a CloudEvent is posted to, and how patiently."""
 
     kind: Literal["webhook"]
@@ -150,7 +150,7 @@ class WebhookAction(Action):
     backoff: Seconds = 1.0
 
 
-class LogAction(Action):
+class LogAction(Action, frozen=True, kw_only=True):
     """``kind = "log"``: a file to which JSON lines are appended."""
 
     kind: Literal["log"]

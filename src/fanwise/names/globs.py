@@ -34,7 +34,8 @@ def translate(glob: str) -> str:
             if end < 0:
                 out.append(re.escape(c))
                 continue
-            body = glob[at:end].replace("\\", "\\\\")
+            # "[", "&", "~" and "|" mean themselves here; doubled, re would read more into them.
+            body = re.sub(r"([\\[&~|])", r"\\\1", glob[at:end])
             out.append(f"[{'^' + body[1:] if body[0] in '!^' else body}]")
             at = end + 1
         else:
