@@ -19,6 +19,7 @@ import fanwise
 from fanwise import Exit, Lifetime, config
 from fanwise.cli._main import _group
 from fanwise.lifetime import Steps
+from fanwise.metrics.health import METRICS
 from fanwise.watch._ladder import GUARANTEES
 
 HERE = Path(__file__).parent
@@ -112,10 +113,19 @@ def render_rungs() -> str:
     return "\n".join(parts)
 
 
+def render_metrics() -> str:
+    lines = ["| name | kind | labels | meaning |", "|---|---|---|---|"]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
+        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
+    return "\n".join(lines) + "\n"
+
+
 BLOCKS = {
     "guarantees.md": {"rungs": render_rungs},
     "cli.md": {"help": render_help, "statuses": render_statuses},
     "configuration.md": {"variables": render_variables, "default": render_default_file},
+    "metrics.md": {"metrics": render_metrics},
     "lifetimes.md": {"lifetimes": render_lifetimes},
     "peers.md": {name: _page.block(name) for name in _page.BLOCKS},
 }

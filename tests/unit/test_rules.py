@@ -4,7 +4,10 @@ import errno
 import itertools
 import os
 import random
+import re
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from fanwise import ConfigError
@@ -282,3 +285,37 @@ def test_records_may_hold_anything(rules):
         found = rules(matching(line))
         for record in ({"fs": a, "object": b}, {"errno": a, "total": b}):
             found.actions_for(record)
+
+
+def test_the_example_of_the_page_is_right_but_for_its_files(rules, tmp_path):
+    text = (Path(__file__).parents[2] / "docs/health-rules.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"0123456789abcdef")
+    secret.chmod(0o600)
+    for there, here in {
+        "/etc/fanwise/hook.secret": str(secret),
+        "/usr/local/lib/fanwise/mail": "/bin/sh",
+        "/var/log/fanwise.jsonl": str(tmp_path / "log"),
+    }.items():
+        assert there in example
+        example = example.replace(there, here)
+    found = rules(example)
+    assert found.actions_for(RECORD) == ["file", "page", "mail"]
+    assert found.actions_for(RECORD | {"total": 9, "id": "z"}) == ["file"]
+
+
+def test_every_key_is_in_the_page():
+    text = (Path(__file__).parents[2] / "docs/health-rules.md").read_text()
+    for field in msgspec.structs.fields(_rules.Match):
+        inner = getattr(_rules.Match(), field.name)
+        names = (
+            [f"{field.name}.{x}" for x in inner.__struct_fields__]
+            if isinstance(inner, msgspec.Struct)
+            else [field.name]
+        )
+        for name in names:
+            assert f"`{name}`" in text
+    for kind in _rules._KINDS.values():
+        for name in kind.__struct_fields__:
+            assert f"`{name}`" in text or name in ("kind", "backoff")

@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from fanwise._errors import FanwiseError
 from fanwise.health._rules import Action, ExecAction, LogAction, Rules, WebhookAction
 from fanwise.kernel.stacking import lives_on
 from fanwise.sinks.bucket import Bucket
@@ -33,13 +32,18 @@ class Actions:
     def __init__(self, rules: Rules, tell: Callable[[Outcome], None] | None = None) -> None:
         self.rules = rules
         self.withheld = dict.fromkeys(rules.actions, 0)
+        self._standing: dict[str, frozenset[str]] = {}
         self._sinks = {name: _sink(name, rules.actions[name], tell) for name in rules.actions}
 
     def start(self) -> None:
         """Start them all. Raises FanwiseError when one cannot be started; then none runs."""
         try:
-            for sink in self._sinks.values():
+            for name, sink in self._sinks.items():
                 sink.start()
+                action = self.rules.actions[name]
+                if isinstance(action, LogAction):
+                    # Now, because later a look at the path may wait for the disk that fails.
+                    self._standing[name] = lives_on(Path(action.file).parent)
         except BaseException:
             self.close(0.0)
             raise
@@ -60,16 +64,9 @@ class Actions:
 
     # Output never goes to the filesystem that is failing, nor to one on top of it.
     def _fails(self, name: str, record: Mapping[str, Any]) -> bool:
-        action = self.rules.actions[name]
-        if not isinstance(action, LogAction):
-            return False
         fs = record.get("fs") or {}
-        failing = {fs.get("device"), *(fs.get("devices") or ())} - {None, ""}
-        try:
-            standing = lives_on(Path(action.file).parent)
-        except FanwiseError:  # not there any more: the sink will say so
-            return False
-        if not failing & standing:
+        failing = {fs.get("device"), *(fs.get("devices") or ())}
+        if not failing & self._standing.get(name, frozenset()):
             return False
         self.withheld[name] += 1
         return True

@@ -10,7 +10,7 @@
     name = "data is going"
     actions = ["page"]
     match.errno = ["EIO", "EBADMSG"]
-    match.fs.mounts = "/srv/**"
+    match.fs.mounts = ["/srv", "/srv/**"]
     match.total_at_least = 10
 
 Every key of ``match`` must hold; a list holds when any of its members does. A file with a mistake
