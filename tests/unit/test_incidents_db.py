@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fanwise import BusyError, ForeignFile, NoRoom, StoreMissing
+from fanwise import BusyError, ForeignFile, NoRoom, StoreError, StoreMissing
 from fanwise.health._incidents_db import MOST, SCHEMA, Incidents, key_of, merge
 from fanwise.health._places import Keeper, read
 from fanwise.store.database import Store
@@ -532,3 +532,18 @@ def test_notes_are_kept_and_move_along(places):
         keeper.do(lambda db: db.note("a", b"new", 2.0))
         keeper.avoid([])
         assert keeper.incidents.notes() == {"a": b"new"}
+
+
+def test_several_are_written_all_or_none(db):
+    said = db.put_all([record(), record(total=2), record(object={"ino": 15})])
+    assert [x.change for x in said] == ["opened", "grown", "opened"]
+    with pytest.raises(ValueError, match="not the record"):
+        db.put_all([record(total=3), record(total=-1)])
+    ids = db.store.execute("SELECT count(*) FROM incident")
+    db.store.execute(
+        "CREATE TRIGGER no BEFORE INSERT ON incident BEGIN SELECT raise(ABORT, 'no'); END"
+    )
+    with pytest.raises(StoreError, match="no"):
+        db.put_all([record(total=9), record(object={"ino": 16})])
+    assert db.store.execute("SELECT count(*) FROM incident") == ids
+    assert max(x.record["total"] for x in db.listing()) == 2

@@ -230,6 +230,28 @@ def test_a_pid_that_is_another_process_now_is_not_named(path):
             Store(path, OLD, "write").open()
 
 
+def test_looking_who_writes_never_makes_a_writer_fail(path):
+    """A process looks without end while this one takes the lock and gives it back."""
+    made(path)
+    text = HEAD.format(file=__file__) + "\n".join(
+        [
+            "from pathlib import Path",
+            "print(flush=True)",
+            "while True:",
+            "    t._lock.held(Path(path + '.lock')), t._lock.holder(Path(path + '.lock'))",
+        ]
+    )
+    process = subprocess.Popen([sys.executable, "-c", text, path], stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        for _ in range(2000):
+            os.close(_lock.take(Path(f"{path}.lock"), path))
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
 def test_a_lock_whose_file_was_removed_is_taken_anew(path, monkeypatch):
     path.parent.mkdir(mode=0o700)
     lock, real = Path(f"{path}.lock"), _lock._open

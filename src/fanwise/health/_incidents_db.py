@@ -227,10 +227,14 @@ class Incidents:
         A record whose id is that of a resolved incident amends that one. Raises ValueError for
         what is no record, and what `Store.execute` raises.
         """
-        head = _head(record)
-        key = _key(head)
+        (stored,) = self.put_all((record,))
+        return stored
+
+    def put_all(self, records: Iterable[Record]) -> list[Stored]:
+        """Write several, all or none, for the price of one wait for the disk; else as `put`."""
+        heads = [(dict(record), _head(record)) for record in records]
         with self.store.transaction():
-            return self._put(dict(record), head, key)
+            return [self._put(record, head, _key(head)) for record, head in heads]
 
     def _put(self, record: dict[str, Any], head: _Head, key: Key) -> Stored:
         row = self._row("id = ?", head.id) if head.id else None

@@ -1,6 +1,8 @@
 """The writer's lock: one process at a time, gone when the process is gone.
 
-REFS      the lock is the descriptor: flock(2) on a file beside the database.
+REFS      the lock is the descriptor: an open file description lock (fcntl(2), F_OFD_SETLK) on a
+          file beside the database. Unlike flock(2) it can be looked at without taking it, so
+          a look never makes a writer fail.
 LOCKING   whoever has the lock writes its name into the file; others only read it.
 LIFETIME  the kernel drops the lock with the last descriptor. A forked child closes its copy at
           once, children that are exec'ed never have one. The file itself is never removed: a
@@ -11,7 +13,10 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -44,7 +49,7 @@ def take(path: Path, database: Path) -> int:
         fd = _open(path)
         try:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK))
             except BlockingIOError:
                 raise _busy(path, database) from None
             if not _same(fd, path):  # somebody removed the file meanwhile
@@ -59,33 +64,44 @@ def take(path: Path, database: Path) -> int:
 
 def holder(path: Path) -> Holder | None:
     """Return who holds the lock now; None when nobody does, or nobody that can be named."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    with _looking(path) as fd:
+        if fd < 0 or not _locked(fd):
+            return None
         found = _signed(fd)
         return found if found and _started(found.pid) == found.started else None
-    finally:
-        os.close(fd)
-    return None
 
 
 def held(path: Path) -> bool:
     """Say whether any process holds the lock now."""
+    with _looking(path) as fd:
+        return fd >= 0 and _locked(fd)
+
+
+@contextmanager
+def _looking(path: Path) -> Iterator[int]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return False
+    except OSError:  # there is none, or none that this user may look at
+        yield -1
+        return
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        yield fd
     finally:
         os.close(fd)
-    return False
+
+
+# struct flock of a 64-bit off_t: the whole file, and no pid, as F_OFD_* wants it.
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+def _flock(kind: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
+
+
+def _locked(fd: int) -> bool:
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK))
+    kind: int = _FLOCK.unpack(answer)[0]
+    return kind != fcntl.F_UNLCK
 
 
 def _open(path: Path) -> int:
@@ -122,10 +138,10 @@ def _same(fd: int, path: Path) -> bool:
 
 def _sign(fd: int, database: Path) -> None:
     pid = os.getpid()
-    name = Path(f"/proc/{pid}/comm").read_bytes().decode(errors="replace").strip()
     started = _started(pid)
     if started is None:
         raise StoreError(database, "/proc does not show this process", "mount /proc")
+    name = Path(f"/proc/{pid}/comm").read_bytes().decode(errors="replace").strip()
     text = msgspec.json.encode(Holder(pid, name, time.time(), started))
     try:
         os.ftruncate(fd, 0)
