@@ -527,6 +527,7 @@ def test_notes_are_kept_and_move_along(places):
     with keeper_of(places) as keeper:
         fake_devices(keeper, first={"7:1"}, second={"7:2"})
         keeper.do(lambda db: db.note("a", b"old", 1.0))
+        keeper.do(lambda db: db.note("a", b"older", 0.5))
         keeper.avoid(["7:1"])
         assert keeper.incidents.notes() == {"a": b"old"}
         keeper.do(lambda db: db.note("a", b"new", 2.0))

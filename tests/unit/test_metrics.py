@@ -273,6 +273,20 @@ def test_slow_clients_hold_nobody_up(server):
     assert threading.active_count() < 10
 
 
+def test_there_are_never_too_many_clients():
+    """However long each may take: the oldest ones are ended for the newest."""
+    with Server("127.0.0.1:0", deadline=60.0) as server:
+        server.publish(lambda: b"a 1\n")
+        idle = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(40)]
+        assert get(server)[2] == b"a 1\n"
+        for client in idle[:8]:
+            assert client.recv(1) == b""
+        idle[-1].sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert idle[-1].recv(100).startswith(b"HTTP/1.1 200")
+        for client in idle:
+            client.close()
+
+
 def test_an_address_that_is_taken(server):
     with pytest.raises(FanwiseError, match="Address already in use"):
         Server(f"127.0.0.1:{server.port}").start()
