@@ -1,5 +1,6 @@
 """Roots that come to an end, losses, and how a watch starts, stops, waits and is shared."""
 
+import errno
 import multiprocessing
 import os
 import select
@@ -15,6 +16,7 @@ import anyio
 import pytest
 
 import fanwise
+from fanwise.watch._group import Group
 from tests.kernel.conftest import loop_device, mounted, run
 from tests.kernel.watching import scanned, short, watching, write
 
@@ -491,3 +493,21 @@ def test_a_loss_while_the_mount_is_covered(tmpfs: Path, pure: bool) -> None:
         finally:
             os.close(inner)
             run("umount", str(tmpfs))
+
+
+def test_what_fails_to_close_keeps_nothing_else_open(
+    tmpfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    watch = fanwise.watch(tmpfs)
+    watch.open()
+    close = Group.close
+
+    def fails(group: Group) -> None:
+        close(group)
+        raise OSError(errno.EBUSY, "made up")
+
+    monkeypatch.setattr(Group, "close", fails)
+    with pytest.raises(OSError, match="made up"):
+        watch.close()
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -277,17 +277,18 @@ class Watch:
         if self._state == "closed":
             return
         self._state = "closed"
-        if self._helpers is not None:
-            self._helpers.close()  # first: a scan waits for it
-        for group in self._groups:
-            group.close()
-        if self._who is not None:
-            self._who.close()
-        if self._epoll is not None:
-            self._epoll.close()
-        if self._waker is not None:
-            self._waker.close()
-        self._mounts.close()
+        with contextlib.ExitStack() as last:  # the last one first, and all of them whatever fails
+            last.callback(self._mounts.close)
+            if self._waker is not None:
+                last.callback(self._waker.close)
+            if self._epoll is not None:
+                last.callback(self._epoll.close)
+            if self._who is not None:
+                last.callback(self._who.close)
+            for group in self._groups:
+                last.callback(group.close)
+            if self._helpers is not None:
+                last.callback(self._helpers.close)  # before the groups: a scan waits for it
 
     def __enter__(self) -> "Watch":
         self.open()
