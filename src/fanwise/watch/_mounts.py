@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from fanwise._errors import FanwiseError, LimitReached
-from fanwise.kernel.mounts import Mount, mounts, visible
+from fanwise._errors import FanwiseError, LimitReached, NoSuchRoot, NotWatchable
+from fanwise.kernel.mounts import Mount, describe, visible
 from fanwise.names.globs import Globs
 
 from ._change import Change
@@ -52,12 +52,13 @@ class Below:
     ) -> None:
         self._groups = groups  # those of the roots, and those made here
         self._exclude, self._recursive, self._follow = exclude, recursive, follow
+        self.look: Callable[[], list[Mount]]  # the list of mounts, without opening a descriptor
         self.make: Callable[[Mount, list[str], Callable[[], list[str]] | None], Group]
         self._inner: dict[_Key, Group] = {}
         self._refused: dict[_Key, UnwatchedMount] = {}
         self._limited: set[_Key] = set()  # of the refused: to be tried again
         self.unwatched: tuple[UnwatchedMount, ...] = ()  # the refused; changes when they do
-        self._again = False
+        self.again = False  # `update` left something open
         self._at: list[str] = []  # the roots, when last looked
         self.past: dict[str, int] = {}  # what closed groups counted
 
@@ -81,13 +82,15 @@ class Below:
 
     def tells(self, path: str) -> bool:
         """Say whether a path is in a root, as those are called now, and not excluded."""
-        roots = [
+        return in_scope(path, self._all_roots(), self._exclude, self._recursive)
+
+    def _all_roots(self) -> list[str]:
+        return [
             root.path
             for group in self._groups
             if not group.inner
             for root in group.resolver.dirs.roots
         ]
-        return in_scope(path, roots, self._exclude, self._recursive)
 
     def wanted(self, there: Iterable[Mount]) -> list[Mount]:
         """Which mounts are seen below the roots."""
@@ -96,12 +99,13 @@ class Below:
         if not roots or not self._recursive:
             return []
         seen = visible(there)
+        every = self._all_roots()
         return [
             mount
             for mount in there
             if mount.id in seen
             if any(_is_below(mount.mount_point, root) for root in roots)
-            if self.tells(os.fsdecode(mount.mount_point))
+            if in_scope(os.fsdecode(mount.mount_point), every, self._exclude, True)
         ]
 
     def adopt(self, roots: list[tuple[Mount, list[str]]]) -> list[tuple[Mount, list[str]]]:
@@ -128,12 +132,7 @@ class Below:
     @property
     def stale(self) -> bool:
         """Whether `update` is to be called although no mount changed: a root did."""
-        return self._again or (self._recursive and self.roots() != self._at)
-
-    @property
-    def again(self) -> bool:
-        """Whether `update` left something open."""
-        return self._again
+        return self.again or (self._recursive and self.roots() != self._at)
 
     def follow(self, group: Group, there: Iterable[Mount], rows: list[Any]) -> None:
         """Learn where a followed mount is now, or let go of it."""
@@ -143,7 +142,7 @@ class Below:
         if mount is None or self._sees(mount):
             group.follow(there, rows)
         elif self._behind():
-            self._again = True  # a root may have moved with it, and that is not told yet
+            self.again = True  # a root may have moved with it, and that is not told yet
         else:
             group.leave("unmounted")
 
@@ -159,7 +158,7 @@ class Below:
     def update(self, there: Iterable[Mount], rows: list[Any]) -> None:
         """Follow what came, and let go of what went."""
         there = list(there)
-        self._again = False
+        self.again = False
         for group in self.followed:
             self.follow(group, there, rows)
         stay = {_key(mount): mount for mount in there}
@@ -178,13 +177,20 @@ class Below:
         self._at = self.roots()
         # Those of the roots are followed by the roots' own groups.
         mine = {_key(group.mount) for group in self._groups if not group.inner}
+        full: UnwatchedMount | None = None  # what was refused because a limit is reached
         for mount in self.wanted(there):
             key = _key(mount)
             known = key in self._refused
             if key in mine or key in self._inner or (known and key not in self._limited):
                 continue
             path = os.fsdecode(mount.mount_point)
-            refused = self._open(key, mount)
+            if full is not None:  # one try tells for all: there may be hundreds, at each change
+                refused: UnwatchedMount | None = full._replace(path=path, fstype=mount.fstype)
+                self._limited.add(key)
+            else:
+                refused = self._open(key, mount)
+                if key in self._limited:
+                    full = refused
             if refused is not None:
                 self._refused[key] = refused
                 if known:
@@ -216,23 +222,35 @@ class Below:
             group.open()
         except (FanwiseError, OSError) as error:
             # Where it went away, or is covered, that is heard of next.
-            there = [each for each in mounts() if _key(each) == key]
-            if not there or there[0].mount_point != mount.mount_point:
-                self._again = bool(there) or self._again  # nothing tells of what moved
+            now = self._find(key)
+            if now is None or now.mount_point != mount.mount_point:
+                self.again = now is not None or self.again  # nothing tells of what moved
                 return None
             if isinstance(error.__cause__, NotADirectoryError):
                 return refused(
                     "a file that is itself a mount point has no name on its filesystem to follow",
                     "watch the file where it was mounted from",
                 )
-            if isinstance(error, LimitReached) or getattr(error, "errno", 0) == errno.EMFILE:
+            self._limited.discard(key)
+            if _is_limit(error):
                 self._limited.add(key)
             if isinstance(error, FanwiseError):
                 return refused(error.reason, error.remedy)
             return refused(error.strerror or str(error))
+        self._limited.discard(key)
         self._inner[key] = group
         self._groups.append(group)
         return None
+
+    def _find(self, key: _Key) -> Mount | None:
+        if key[0] is not None:
+            try:
+                return describe(key[0])  # where there are many the list is long
+            except NoSuchRoot:
+                return None
+            except NotWatchable:
+                pass  # the kernel tells too little of one mount: the list has it
+        return next((each for each in self.look() if _key(each) == key), None)
 
     def reap(self) -> None:
         """Close the groups whose last change was told."""
@@ -248,6 +266,17 @@ class Below:
             del self._inner[key]
             self._groups.remove(group)
             group.close()
+
+
+# It may pass, so what was refused for it is tried again.
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+
+
+def _is_limit(error: FanwiseError | OSError) -> bool:
+    if isinstance(error, LimitReached):
+        return True
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and cause.errno in _LIMITS
 
 
 def _row(kind: str, path: str) -> Change:

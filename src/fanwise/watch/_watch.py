@@ -183,7 +183,9 @@ class Watch:
         self._news: list[MountChange] = []  # of mounts, not yet acted upon
         self._paused = False
         self._pid = 0  # of the process that opened it
-        self._slices = 0
+        self._turn = 0  # whose slice is the next: a storm in one group does not silence the others
+        self._asked_at = 0.0  # when mounts were last asked about
+        self._due = False  # they are to be asked about before the next slice
 
     # -- life --
 
@@ -211,6 +213,7 @@ class Watch:
                 self._who.open()
                 self._epoll.register(self._who.timer, select.EPOLLIN)
             self._below.make = self._maker()
+            self._below.look = self._mounts.listed
             given = self._by_mount()
             for (mount, paths), (_, asked) in zip(self._below.adopt(given), given, strict=True):
                 group = self._below.make(mount, paths, None)
@@ -367,7 +370,12 @@ class Watch:
                 self._tick(self._who)
             if self._below:
                 self._below.reap()
-            rows = self._mounts_moved() or self._slice() or self._mounts_changed()
+            rows = (
+                self._mounts_moved()
+                or (self._mounts_changed() if self._due else [])
+                or self._slice()
+                or self._mounts_changed()
+            )
             if rows or self.ended:
                 return rows
             for group in self._groups:
@@ -400,16 +408,20 @@ class Watch:
         busy = True
         while busy:
             busy = False
-            for group in self._groups:
+            for at in range(len(self._groups)):
+                turn = (self._turn + at) % len(self._groups)
+                group = self._groups[turn]
                 rows = group.step(_SLICE)
                 if rows:
+                    self._turn = turn + 1
                     if self._who is not None and group.windows is not None:
                         self._who.name(rows, group.windows)
                     # Whoever waits on fileno() must hear of what is left.
                     if group.pending or len(self._groups) > 1:
                         self._wake()
-                    self._slices += 1
-                    return rows if self._slices % 64 else [*rows, *self._mounts_changed()]
+                    # Behind a slice: the directory that was mounted on is told first.
+                    self._due = time.monotonic() >= self._asked_at + _LOOK
+                    return rows
                 busy = busy or group.pending
         if self._helpers is not None and taken:
             self._helpers.bury(dead)
@@ -446,6 +458,8 @@ class Watch:
 
     def _mounts_changed(self) -> list[Change]:
         rows: list[Change] = []
+        self._due = False
+        self._asked_at = time.monotonic()
         if self._paused:
             return rows
         if self._mounts.changed():
@@ -454,8 +468,13 @@ class Watch:
         if stale:
             self._news += self._mounts.look()
         if self._news or stale:
-            news, self._news = self._news, []
-            self._apply(news, rows)
+            try:
+                self._apply(self._news, rows)
+            except BaseException:
+                self._ready += rows  # what is known is told, and the rest is tried again
+                self._below.again = True
+                raise
+            self._news = []
             if self._below.again:
                 self._wake()
         return rows
