@@ -679,6 +679,83 @@ def test_an_error_of_mounts_behind_a_slice_loses_nothing(
         assert "created" in {kind for c in told if c.path == str(tmpfs / "f") for kind in c.kinds}
 
 
+@contextmanager
+def _silent(point: Path) -> Iterator[int]:
+    """A FUSE filesystem whose server answers nothing; closing the descriptor ends the server."""
+    server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0".encode()
+    try:
+        assert libc.mount(b"silent", os.fsencode(point), b"fuse", 0, options) == 0
+        try:
+            yield server
+        finally:
+            libc.umount2(os.fsencode(point), 2)  # by its path: no look asks the server
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(server)
+
+
+@pytest.mark.parametrize(
+    "kinds", [None, ["created", "deleted", "opened"]], ids=["plain", "helpers"]
+)
+def test_one_that_does_not_answer_holds_up_nothing(
+    tmpfs: Path, kinds: list[str] | None, heard: str
+) -> None:
+    early, late = _made(tmpfs / "early"), _made(tmpfs / "late")
+    with _silent(early) as server, watching(tmpfs, kinds=kinds) as r:
+        ((path, fstype, reason, remedy),) = r.watch.unwatched
+        assert (path, fstype, reason) == (str(early), "fuse", "it does not answer")
+        assert remedy is not None
+        r.told()
+        with _silent(late):
+            until(r.watch, late, "mounted")
+            assert [m.path for m in r.watch.unwatched] == [str(early), str(late)]
+            asked = [question._process.pid for question in r.watch._below._asked.values()]
+            assert len(asked) == 2
+            write(tmpfs / "f")
+            until(r.watch, tmpfs / "f")
+            # The answer wakes the watch, be it an error.
+            deadline = time.monotonic() + 20
+            while select.select([r.watch.fileno()], [], [], 0.05)[0]:
+                assert time.monotonic() < deadline
+                r.watch.read(0)
+            os.close(server)
+            assert select.select([r.watch.fileno()], [], [], 10)[0]
+            while "does not answer" in r.watch.unwatched[0].reason:
+                assert time.monotonic() < deadline
+                r.watch.read(0.1)
+            assert len(r.watch._below._asked) == 1
+        until(r.watch, late, "unmounted")
+        assert r.watch._below._asked == {}
+        assert not [c for c in r.told() if c.pid in asked]
+    for pid in asked:
+        with pytest.raises(ProcessLookupError):
+            _wait_gone(pid)
+
+
+def _wait_gone(pid: int) -> None:
+    fd = os.pidfd_open(pid)
+    try:
+        assert select.select([fd], [], [], 10)[0]
+    finally:
+        os.close(fd)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+    os.kill(pid, 0)
+
+
+def test_what_is_asked_ends_with_the_watch(tmpfs: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with _silent(_made(tmpfs / "m")):
+        with fanwise.watch(tmpfs) as watch:
+            (question,) = watch._below._asked.values()
+            pid = question._process.pid
+        fds = set(os.listdir("/proc/self/fd"))
+        assert len(fds - before) == 1  # the server's
+        with pytest.raises(ProcessLookupError):
+            _wait_gone(pid)
+
+
 # -- storms --
 
 

@@ -231,6 +231,14 @@ class Helpers:
             self.dead = tuple(process for process in self.dead if process not in dead)
             self.pids -= {process.pid for process in dead}
 
+    def leave(self, process: "subprocess.Popen[bytes]") -> None:
+        """Take over one that `spawn` started and that ended: it is reaped like the others."""
+        if self.closed:
+            process.wait()
+        else:
+            with _lock:
+                self.dead += (process,)
+
     def close(self) -> None:
         """End the processes; idempotent. Whoever waits for an answer is told by ClosedError."""
         with _lock:
@@ -295,6 +303,24 @@ class ChildLookup(Lookup):
         """See Lookup."""
         links = self._ask("links", key, _LINKS)
         return -1 if links is None else links
+
+
+def spawn(command: Sequence[str], helpers: Helpers | None) -> "subprocess.Popen[bytes]":
+    """Start a process that has nothing of ours open. Raises OSError.
+
+    Where there are helpers, what it does is dropped as well; hand it to `Helpers.leave`.
+    """
+    with _lock:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+        )
+        if helpers is not None:
+            helpers.pids.add(process.pid)
+    return process
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

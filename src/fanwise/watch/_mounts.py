@@ -4,12 +4,16 @@ A mount is followed when a path below a root leads to it, no glob excludes that 
 filesystem can be marked. What cannot be followed is named with the reason. The mark stands before
 ``mounted`` is told: who lists the directory then misses nothing.
 
-REFS      the groups are in the watch's list with the others; here is which mount each is for.
+One that may not answer (a network, a program) is asked by another process before it is touched.
+
+REFS      the groups are in the watch's list with the others; here is which mount each is for. The
+          questions are ours.
 LOCKING   none: the consumer. LIFETIME  a group is closed here when its last change was told.
 """
 
 import errno
 import os
+import select
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +22,7 @@ from fanwise._errors import FanwiseError, LimitReached, NoSuchRoot, NotWatchable
 from fanwise.kernel.mounts import Mount, describe, visible
 from fanwise.names.globs import Globs
 
+from ._answers import Question, may_wait, wait
 from ._change import Change
 from ._group import Group
 
@@ -53,6 +58,9 @@ class Below:
         self._groups = groups  # those of the roots, and those made here
         self._exclude, self._recursive, self._follow = exclude, recursive, follow
         self.look: Callable[[], list[Mount]]  # the list of mounts, without opening a descriptor
+        self.ask: Callable[[bytes], Question]  # whether what is mounted at a path answers
+        self.epoll: select.epoll  # to be woken by answers
+        self._asked: dict[_Key, Question] = {}  # those that did not answer yet
         self.make: Callable[[Mount, list[str], Callable[[], list[str]] | None], Group]
         self._inner: dict[_Key, Group] = {}
         self._refused: dict[_Key, UnwatchedMount] = {}
@@ -132,7 +140,9 @@ class Below:
     @property
     def stale(self) -> bool:
         """Whether `update` is to be called although no mount changed: a root did."""
-        return self.again or (self._recursive and self.roots() != self._at)
+        if self.again or any(map(self._has_answered, self._asked)):
+            return True
+        return self._recursive and self.roots() != self._at
 
     def follow(self, group: Group, there: Iterable[Mount], rows: list[Any]) -> None:
         """Learn where a followed mount is now, or let go of it."""
@@ -171,21 +181,36 @@ class Below:
                 rows.append(_row("unmounted", entry.path))
             elif point != entry.path:
                 self._refused[key] = entry._replace(path=point)
+        for key in [key for key in self._asked if key not in self._refused]:
+            self._end(key)
         self._add(there, rows)
+
+    def close(self) -> None:
+        """End what is asked."""
+        for question in self._asked.values():
+            question.end()
+        self._asked.clear()
 
     def _add(self, there: Iterable[Mount], rows: list[Any] | None) -> None:
         self._at = self.roots()
         # Those of the roots are followed by the roots' own groups.
         mine = {_key(group.mount) for group in self._groups if not group.inner}
+        todo = [
+            (key, mount)
+            for mount in self.wanted(there)
+            if (key := _key(mount)) not in mine
+            if key not in self._inner
+            if key not in self._refused or key in self._limited or self._has_answered(key)
+        ]
+        held = self._ask(todo)
         full: UnwatchedMount | None = None  # what was refused because a limit is reached
-        for mount in self.wanted(there):
-            key = _key(mount)
+        for key, mount in todo:
             known = key in self._refused
-            if key in mine or key in self._inner or (known and key not in self._limited):
-                continue
             path = os.fsdecode(mount.mount_point)
-            if full is not None:  # one try tells for all: there may be hundreds, at each change
-                refused: UnwatchedMount | None = full._replace(path=path, fstype=mount.fstype)
+            if key in held:
+                refused: UnwatchedMount | None = held[key]
+            elif full is not None:  # one try tells for all: there may be hundreds, at each change
+                refused = full._replace(path=path, fstype=mount.fstype)
                 self._limited.add(key)
             else:
                 refused = self._open(key, mount)
@@ -205,6 +230,57 @@ class Below:
         now = tuple(sorted(self._refused.values()))
         if now != self.unwatched:
             self.unwatched = now
+
+    def _has_answered(self, key: _Key) -> bool:
+        return key in self._asked and self._asked[key].answered
+
+    def _end(self, key: _Key) -> None:
+        question = self._asked.pop(key)
+        self.epoll.unregister(question.fd)
+        question.end()
+
+    def _ask(self, todo: Iterable[tuple[_Key, Mount]]) -> dict[_Key, UnwatchedMount]:
+        # Ask those that may not answer, give them a moment, and tell which are not to be touched.
+        held: dict[_Key, UnwatchedMount] = {}
+        new: list[Question] = []
+        again = False
+        for key, mount in todo:
+            if key in self._asked:
+                self._end(key)  # that was the answer
+                continue
+            if not self._follow or not may_wait(mount.fstype):
+                continue
+            if key in self._limited:
+                if again:  # one try tells for all
+                    held[key] = self._refused[key]
+                    continue
+                again = True
+            held[key] = UnwatchedMount(
+                os.fsdecode(mount.mount_point),
+                mount.fstype,
+                "it does not answer",
+                "see whether its server runs: it is tried again when it answers",
+            )
+            try:
+                question = self.ask(mount.mount_point)
+            except OSError as error:
+                self._limited.add(key)
+                held[key] = held[key]._replace(
+                    reason=f"no process can ask whether it answers: {error.strerror or error}",
+                    remedy="it is tried again when mounts change",
+                )
+                continue
+            new.append(question)
+            self._asked[key] = question
+            self.epoll.register(question.fd, select.EPOLLIN)
+        wait(new)
+        for key in list(held):
+            if self._has_answered(key):
+                del held[key]
+                self._end(key)
+            elif key in self._asked:
+                self._limited.discard(key)
+        return held
 
     def _open(self, key: _Key, mount: Mount) -> UnwatchedMount | None:
         path = os.fsdecode(mount.mount_point)

@@ -6,6 +6,7 @@ LIFETIME  nothing starts before ``with``; an open Watch that is dropped warns (R
 """
 
 import contextlib
+import functools
 import math
 import os
 import select
@@ -32,6 +33,7 @@ from fanwise.names.globs import Globs
 from fanwise.names.teller import Settings
 from fanwise.sources.mounts import MountChange, MountSource
 
+from ._answers import Question
 from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, MOUNT_KINDS, Change, mask_of, own_work_shows
 from ._group import Group
 from ._ladder import check_kinds, choose, why_not
@@ -214,6 +216,8 @@ class Watch:
                 self._epoll.register(self._who.timer, select.EPOLLIN)
             self._below.make = self._maker()
             self._below.look = self._mounts.listed
+            self._below.epoll = self._epoll
+            self._below.ask = functools.partial(Question, helpers=self._helpers)
             given = self._by_mount()
             for (mount, paths), (_, asked) in zip(self._below.adopt(given), given, strict=True):
                 group = self._below.make(mount, paths, None)
@@ -286,6 +290,7 @@ class Watch:
                 last.callback(self._waker.close)
             if self._epoll is not None:
                 last.callback(self._epoll.close)
+            last.callback(self._below.close)
             if self._who is not None:
                 last.callback(self._who.close)
             for group in self._groups:
