@@ -165,7 +165,12 @@ class Lookup:
             while True:
                 up = os.open(b"..", _PATH | os.O_DIRECTORY, dir_fd=here)
                 try:
-                    parent, mount = self.handle(b"", up, empty=True)
+                    try:
+                        parent, mount = self.handle(b"", up, empty=True)
+                    except NotWatchable:  # no handles there: it is not below this mount any more
+                        if mount_id(up) != self.mount.id:
+                            return way
+                        raise
                     if mount != self.mount.id or parent == key:
                         return way
                     if names is None:
