@@ -27,7 +27,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -57,6 +57,8 @@ _LINKS = msgspec.msgpack.Decoder(tuple[bytes | None, int | None])
 _NAMES = msgspec.msgpack.Decoder(tuple[bytes | None, list[tuple[bytes, bytes, bool]] | None])
 _FOUND = msgspec.msgpack.Decoder(tuple[bytes | None, Found | None])
 _encode = msgspec.msgpack.Encoder().encode
+
+_DONE = ("opened", "accessed", "executed")  # what a helper does
 
 _lock = threading.RLock()  # a signal handler may fork, too
 _live: "weakref.WeakSet[Helpers]" = weakref.WeakSet()
@@ -218,10 +220,27 @@ class Helpers:
         if error is not None:
             raise error
 
-    def drop(self, rows: list[Any]) -> list[Any]:
-        """Leave out what the helpers did."""
+    def drop(self, rows: list[Any], ignored: Container[int]) -> list[Any]:
+        """Leave out what the helpers did.
+
+        They write nothing. But one that starts has, until exec, what other threads of the host have
+        open, and if those close it meanwhile it is the last: that is told as the host's.
+        """
         with _lock:
-            return [row for row in rows if row.pid not in self.pids]
+            ours = self.pids
+            if not any(row.pid in ours and "written" in row.kinds for row in rows):
+                return [row for row in rows if row.pid not in ours]
+            out = []
+            host = os.getpid()
+            for row in rows:
+                if row.pid not in ours:
+                    out.append(row)
+                elif "written" in row.kinds and host not in ignored:
+                    put = msgspec.structs.force_setattr
+                    put(row, "pid", host)
+                    put(row, "kinds", tuple(k for k in row.kinds if k not in _DONE))
+                    out.append(row)
+            return out
 
     def bury(self, dead: tuple[subprocess.Popen[bytes], ...]) -> None:
         """Reap some of `dead`, when all that was raised before they died is decoded."""

@@ -198,7 +198,7 @@ class Group:
                 rows += self._others(self.resolver.step(limit))
         else:
             self._helpers.check()
-            rows = self._helpers.drop(self.resolver.step(limit))
+            rows = self._helpers.drop(self.resolver.step(limit), self._settings.pids)
         if last:
             # A window with nothing to tell may have others behind it: `pending` counts them now.
             self.resolver.intake.pull()
