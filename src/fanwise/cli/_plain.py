@@ -51,7 +51,7 @@ def text(change: Change, kinds: str | None = None) -> str:
     path = visible(change.path) + slash
     if change.old_path is not None:
         path = f"{visible(change.old_path)}{slash} -> {path}"
-    return f"{when}  {label} {change.pid or '-':>7}  {path}{_by(change)}{_remarks(change)}"
+    return f"{when}  {label} {change.pid or '-':>7}  {path}{_remarks(change)}{_by(change)}"
 
 
 def column(kinds: tuple[str, ...]) -> str:
@@ -78,7 +78,7 @@ def _by(change: Change) -> str:
     if process is None:
         return ""
     if process.state == "gone":
-        return "  by ? (gone)"
+        return "  by ? (not known)"
     user = f" as {visible(process.user)}" if process.user is not None else ""
     return f"  by {visible(process.exe or process.name or '?')}{user}"
 
