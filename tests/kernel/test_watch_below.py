@@ -766,6 +766,7 @@ def test_a_storm_in_one_mount_does_not_silence_the_others(tmpfs: Path, pure: boo
         for i in range(12 * 4096):
             os.close(os.open(tmpfs / f"f{i}", os.O_CREAT | os.O_WRONLY))
         write(mnt / "f")
+        assert all(group.empty(10) for group in r.watch._groups)  # both are waiting
         told: list[Change] = []
         while str(mnt / "f") not in paths(told):
             told += r.watch.read(10)
