@@ -276,6 +276,10 @@ class Resolver:
 
     # -- learning --
 
+    def unread(self, key: bytes) -> bool:
+        """Say whether a directory could not be read, and is to be tried again."""
+        return key in self._unread
+
     def firsts(self) -> dict[bytes, Record]:
         """For each directory the first record, from here on, that names it as an object."""
         out: dict[bytes, Record] = {}
@@ -434,6 +438,9 @@ class Resolver:
         if self.dirs.entered:
             repair.enter(self.dirs.entered)
             self.dirs.entered.clear()
+        if self.dirs.onto:
+            repair.moved(self.dirs.onto)
+            self.dirs.onto.clear()
         waits = repair.unsettled or self.intake.gap or self.intake.bytes > BEHIND
         if room > 0 and not waits:
             keys = self.dirs.scan_keys(room)
@@ -475,8 +482,9 @@ class Resolver:
         path = roots[0] if roots else ""
         common = None, True, 0, None, time.time(), "current", None, False, None, False
         self.teller.say(rows, ("lost",), path, *common, roots, count, source)
+        unsettled = self.verifier.unsettled()
         if noted is not None:
-            for key, bits in self.verifier.unsettled().items():
+            for key, bits in unsettled.items():
                 noted[key] = noted.get(key, 0) | bits
         self.settler.reset()
         self.verifier.reset()
@@ -486,6 +494,7 @@ class Resolver:
         self.repair.begin()
         if noted is None or not self.repair.mend(rows, noted):
             self._loss_of_all(rows)
+            self.repair.unsettled.update(unsettled)
 
     def _loss_of_all(self, rows: list[Any]) -> None:
         self.scanner.reset()
@@ -510,6 +519,8 @@ class Resolver:
     def _overflow(self, rows: list[Any]) -> None:
         # What follows in the window was queued after the gap: the tree is of no use for it.
         self._loss(rows, None, "kernel", None)
+        # What was raised behind the gap may be merged into records before it.
+        self.repair.note(self.decoder)
         self._learn([], True, new=True)
 
 
