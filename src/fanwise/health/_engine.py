@@ -30,7 +30,7 @@ from fanwise.health._case import Ledger
 from fanwise.health._channels import Channels, Loss
 from fanwise.health._correlate import REST, Correlator
 from fanwise.health._export import Export, Snapshot
-from fanwise.health._filesystems import Filesystems, Known, describe, device_of
+from fanwise.health._filesystems import Filesystems, Known, describe, device_of, readable
 from fanwise.health._incident import SEVERITY, Incident
 from fanwise.health._keeping import Keeping
 from fanwise.health._observe import Dev, Observation
@@ -243,12 +243,12 @@ class Engine:
             found["metrics"] = SourceState(
                 "metrics", "degraded" if self._export.problem else "up", self._export.problem
             )
-        return found
+        return {name: _sayable(state) for name, state in found.items()}
 
     def listening(self) -> Listening:
         """What is listened to."""
         points = self.filesystems.points
-        names = None if points is None else tuple(sorted(map(os.fsdecode, points)))
+        names = None if points is None else tuple(sorted(map(_readable, points)))
         return Listening(self.states(), names, os.getpid())
 
     # -- a turn of the loop
@@ -469,8 +469,8 @@ class Engine:
     def _ours(self, incident: Incident) -> bool:
         if self.filesystems.points is None:
             return True
-        mounts = {os.fsencode(mount) for mount in incident.fs.mounts}
-        return bool(mounts & self.filesystems.points) or any(
+        points = set(map(_readable, self.filesystems.points))
+        return bool(points & set(incident.fs.mounts)) or any(
             known.fs.device == incident.fs.device for known in self.filesystems.known.values()
         )
 
@@ -580,6 +580,17 @@ ENGINE: Lifetime[Engine] = Lifetime(
 
 def _note(dev: Dev) -> str:
     return f"{LEDGER}{dev[0]}:{dev[1]}"
+
+
+def _readable(point: bytes) -> str:
+    return readable(os.fsdecode(point))
+
+
+# Reasons name files, whose names JSON may not be able to carry.
+def _sayable(state: SourceState) -> SourceState:
+    if state.reason is None or state.reason.isascii():
+        return state
+    return msgspec.structs.replace(state, reason=readable(state.reason))
 
 
 def _worse(one: str, other: str) -> str:

@@ -16,13 +16,14 @@ from types import TracebackType
 import msgspec
 
 from fanwise import config
-from fanwise._errors import BusyError, ClosedError, StoreMissing
+from fanwise._errors import BusyError, ClosedError, FanwiseError, NoSuchRoot, StoreMissing
 from fanwise.health import _places, _rules
 from fanwise.health._engine import SOURCES, Engine, Listening, Sources
+from fanwise.health._filesystems import readable
 from fanwise.health._incident import Incident
 from fanwise.health._incidents_db import SCHEMA, Incidents
 from fanwise.health._keeping import Keeping
-from fanwise.kernel.mounts import Mount, mount_of
+from fanwise.kernel.mounts import Mount, mount_of, mounts
 from fanwise.lifetime import Lifetime
 from fanwise.sources.state import SourceState
 from fanwise.store.database import Store
@@ -69,7 +70,7 @@ class Selection:
 
     def __init__(self, paths: Iterable[str | os.PathLike[str]]) -> None:
         self.paths = tuple(os.path.realpath(path) for path in paths)
-        self.mounts: list[tuple[str, Mount]] = [(path, mount_of(path)) for path in self.paths]
+        self.mounts: list[tuple[str, Mount]] = [(path, _mount_of(path)) for path in self.paths]
         self.points = {mount.mount_point for _, mount in self.mounts} if self.mounts else None
 
     @property
@@ -86,8 +87,9 @@ class Selection:
         found: str | None = None
         for path, mount in self.mounts:
             point = os.fsdecode(mount.mount_point)
+            below = readable(path)
             same = f"{mount.dev[0]}:{mount.dev[1]}" == incident.fs.device
-            if not same and point not in incident.fs.mounts:
+            if not same and readable(point) not in incident.fs.mounts:
                 continue
             if path == point and mount.root == b"/":
                 return "object" if incident.scope == "inode" else "fs"
@@ -95,9 +97,25 @@ class Selection:
                 found = "fs"
             elif incident.object.path is None:
                 found = found or "unknown"
-            elif incident.object.path == path or incident.object.path.startswith(f"{path}/"):
+            elif incident.object.path == below or incident.object.path.startswith(f"{below}/"):
                 return "object"
         return found if self.mounts else "fs"
+
+
+# One that is shut down does not even answer what it is; the list of mounts does.
+def _mount_of(path: str) -> Mount:
+    try:
+        return mount_of(path)
+    except NoSuchRoot:
+        raise
+    except (FanwiseError, OSError):
+        name = os.fsencode(path)
+        over = [m for m in mounts() if name == m.mount_point or _is_below(name, m.mount_point)]
+        return max(enumerate(over), key=lambda one: (len(one[1].mount_point), one[0]))[1]
+
+
+def _is_below(path: bytes, point: bytes) -> bool:
+    return path.startswith(point.rstrip(b"/") + b"/")
 
 
 class Follow:
@@ -263,7 +281,7 @@ class _Reader:
 
     def begin(self) -> list[Incident]:
         self._seen = self._signature()
-        return [one for one in self._changed() if one.status == "open"]
+        return [one for one in self._changed(news=False) if one.status == "open"]
 
     def look(self) -> list[Told]:
         signature = self._signature()
@@ -292,7 +310,8 @@ class _Reader:
                     found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
         return found
 
-    def _changed(self) -> list[Incident]:
+    # `news` is False for what was there before the first look.
+    def _changed(self, news: bool = True) -> list[Incident]:
         try:
             incidents = _places.read(*self._places)
         except StoreMissing:
@@ -307,11 +326,11 @@ class _Reader:
                 before = self._told.get(stored.id)
                 if before == record:
                     continue
-                grown = int(record["total"]) - int(str((before or record)["total"]))
+                told = int(str(before["total"])) if before is not None else 0
                 self._told[stored.id] = record
                 if before is None and stored.resolved is not None:
                     continue  # history
-                count = max(grown, 0) if before is not None else 0
+                count = max(int(record["total"]) - told, 0) if news else 0
                 changed.append(msgspec.convert({**record, "count": count}, Incident))
             self.writer = writer_of(self._places[0])
             self.sources = listening(incidents, self.writer)
