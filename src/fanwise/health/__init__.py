@@ -15,6 +15,7 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
 if TYPE_CHECKING:
+    from fanwise.health._doctor import Channel as Channel, channels as channels
     from fanwise.health._engine import Sources as Sources
     from fanwise.health._follow import (
         Follow as Follow,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives. A name is public when it stands here and in the block above.
 _HOMES = {
+    "Channel": "fanwise.health._doctor",
     "Entry": "fanwise.health._look",
     "Filesystem": "fanwise.health._incident",
     "FilesystemState": "fanwise.health._look",
@@ -55,6 +57,7 @@ _HOMES = {
     "TrippedBy": "fanwise.health._incident",
     "Writer": "fanwise.health._follow",
     "acknowledge": "fanwise.health._look",
+    "channels": "fanwise.health._doctor",
     "look": "fanwise.health._look",
 }
 
