@@ -113,7 +113,7 @@ def load(bench: Bench, name: str, trace: Path) -> Json:
         "os.sync()\n"
     )
     with contextlib.ExitStack() as stack:
-        mount = stack.enter_context(bench.ext4(files // 10))
+        mount = stack.enter_context(bench.ext4(files))
         if name == "listened to":
             stack.enter_context(listening(bench, "health --json", mount.path, trace))
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -34,7 +34,7 @@ from fanwise.health._filesystems import Filesystems, Known, describe, device_of,
 from fanwise.health._incident import SEVERITY, Incident
 from fanwise.health._keeping import Keeping
 from fanwise.health._observe import Dev, Observation
-from fanwise.health._probe import Finding
+from fanwise.health._probe import DEADLINE, Finding
 from fanwise.health._rules import Rules
 from fanwise.lifetime import Lifetime
 from fanwise.sinks.bucket import Bucket
@@ -90,7 +90,8 @@ class Locator(Protocol):
 class Engine:
     """Listens, correlates and tells; a context manager. `read` gives what is new.
 
-    ``points`` restricts it to the filesystems that are mounted there. Nothing starts before `open`.
+    ``points`` restricts it to the filesystems that are mounted there, ``deadline`` is how long one
+    may take to answer. Nothing starts before `open`.
     """
 
     state: str
@@ -104,10 +105,11 @@ class Engine:
         rules: Rules | None = None,
         locator: Locator | None = None,
         tracefs: str | None = None,
+        deadline: float = DEADLINE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keeping, self._settings, self._clock = keeping, settings, clock
-        self.filesystems = Filesystems(points, clock=clock)
+        self.filesystems = Filesystems(points, deadline, clock)
         self.channels = Channels(self.filesystems, tracefs=tracefs)
         self.correlator = Correlator(clock)
         self._locator = locator
@@ -149,6 +151,8 @@ class Engine:
             self._count_all()
             # A ledger may be newer than its incidents' rows, by those that were told too often.
             self._store(self.open_incidents())
+            self._said = self.states()
+            self._note_sources()
         except BaseException:
             self.close()
             raise
@@ -532,12 +536,14 @@ class Engine:
         states = self.states()
         if states == self._said:
             return
-        first = not self._said
         self._said = states
+        self._note_sources()
+        told.append(Sources(states))
+
+    # For those who read the database.
+    def _note_sources(self) -> None:
         body = msgspec.json.encode(self.listening())
         self._keeping.put((), {SOURCES: body}, self._failing())
-        if not first:
-            told.append(Sources(states))
 
     def _snapshot(self) -> Snapshot:
         states: dict[str, str] = {}

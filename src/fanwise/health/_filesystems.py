@@ -179,7 +179,8 @@ class Filesystems:
         Raises FanwiseError when no helper can be started.
         """
         started = []
-        for known in self.known.values():
+        # Who waits longest is asked first: no other keeps it from saying who it is.
+        for known in sorted(self.known.values(), key=lambda k: (k.identified, k.next)):
             if self._busy() >= MOST_AT_ONCE:
                 break
             if known.next <= now and known not in self._asked and known.probe is not None:
