@@ -434,7 +434,9 @@ def test_hostile_rules_and_a_deaf_webhook(tmp_path, follow, run, environ):
     rules.write_text(
         f'[action.hook]\nkind = "webhook"\nurl = "http://127.0.0.1:{server.server_port}/"\n'
         f'tries = 1\nlimit = 1.0\n[action.log]\nkind = "log"\nfile = "{log}"\n'
-        '[[rule]]\nname = "all"\nactions = ["hook", "log"]\nmatch.errno = ["EUCLEAN"]\n'
+        f'[action.run]\nkind = "exec"\nprogram = "/bin/sh"\n'
+        f'arguments = ["-c", "grep SigBlk /proc/self/status > {tmp_path}/mask"]\n'
+        '[[rule]]\nname = "all"\nactions = ["run", "hook", "log"]\nmatch.errno = ["EUCLEAN"]\n'
     )
     try:
         with broken(tmp_path, "f") as it:
@@ -445,6 +447,8 @@ def test_hostile_rules_and_a_deaf_webhook(tmp_path, follow, run, environ):
                 lambda r: r["type"] == "sources" and r["sources"]["actions"]["reason"]
             )[-1]
             assert "hook" in said["sources"]["actions"]["reason"]
+            # It may be ended by signals: fanwise blocks none in it.
+            assert int((tmp_path / "mask").read_text().split()[1], 16) == 0
             assert json.loads(log.read_text().splitlines()[0])["id"] == record["id"]
             running.stop()
     finally:
@@ -480,6 +484,19 @@ def test_metrics_by_http_and_as_a_file(tmp_path, follow, environ):
         running.stop()
 
 
+def stored(database):
+    """How many errors the incidents in a database have."""
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        return connection.execute("SELECT coalesce(sum(total), 0) FROM incident").fetchone()[0]
+
+
+def eventually(wanted):
+    until = time.monotonic() + DEADLINE
+    while not wanted():
+        assert time.monotonic() < until
+        select.select([], [], [], 0.05)
+
+
 def test_the_failing_filesystem_is_not_written_to(tmp_path, follow, environ, run):
     with broken(tmp_path, "f") as it:
         home = environ | {"FANWISE_HEALTH_STATE": str(it.point / "state")}
@@ -490,14 +507,38 @@ def test_the_failing_filesystem_is_not_written_to(tmp_path, follow, environ, run
             lambda r: r["type"] == "sources" and r["sources"]["database"]["state"] != "up"
         )[-1]
         assert "second place" in said["sources"]["database"]["reason"]
-        assert sqlite3.connect(tmp_path / "second.db").execute(
-            "SELECT count(*) FROM incident"
-        ).fetchone() == (1,)
+        eventually(lambda: stored(tmp_path / "second.db") == 1)
+        files = [it.point / "state" / f"health.db{side}" for side in ("", "-wal")]
+        before = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        met(it, "f")
+        settled(running, 2)
+        eventually(lambda: stored(tmp_path / "second.db") == 2)
+        running.stop()
+        assert before == [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         status, out, _ = run("health", "--json", it.point, environ=home)
         assert status == 1
         assert record["id"] in out
         assert run("health", "show", record["id"], environ=home)[0] == 0
+        status, _, err = run("health", "ack", record["id"], environ=home)
+        assert (status, err) == (0, "")
+
+
+def test_where_no_place_is_left_memory_keeps(tmp_path, follow, environ):
+    with broken(tmp_path, "f") as it:
+        both = environ | {
+            "FANWISE_HEALTH_STATE": str(it.point / "state"),
+            "FANWISE_HEALTH_SECOND": str(it.point / "second.db"),
+        }
+        running = follow(it.point, environ=both)
+        met(it, "f")
+        said = running.until(
+            lambda r: r["type"] == "sources" and r["sources"]["database"]["state"] != "up"
+        )[-1]
+        assert "memory" in said["sources"]["database"]["reason"]
+        met(it, "f")
+        settled(running, 2)
         running.stop()
+        assert stored(it.point / "state/health.db") == 0
 
 
 def test_signals_and_a_reader_that_leaves(tmp_path, follow, tracefs):

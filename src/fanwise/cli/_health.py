@@ -1,16 +1,18 @@
 """``fanwise health``: whether filesystems break, for people and for programs."""
 
 import datetime
+import os
 import re
 import select
+import signal
 import time
+from types import FrameType
 
 import click
 
 from fanwise import Exit, FanwiseError, config, health
 from fanwise.cli import _health_lines
 from fanwise.cli._output import Output
-from fanwise.cli._signals import Signals
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -112,8 +114,7 @@ def _once(
 
 def _follow(output: Output, paths: tuple[str, ...], settings: config.Health, as_json: bool) -> int:
     following = health.Follow(*paths, settings=settings)
-    signals = Signals(lambda: None)
-    signals.start()
+    signals = _Stop()
     following.open()
     try:
         if following.writer is not None:
@@ -179,10 +180,29 @@ class _Told:
             self._output.write(_health_lines.line(_health_lines.Stopped(len(self._ids))))
 
 
-def _run(following: health.Follow, told: _Told, output: Output, signals: Signals) -> int:
+class _Stop:
+    """What SIGINT and SIGTERM ask for: the first sets ``asked``, the second ends the process.
+
+    They are handled and not blocked, as `watch` does it: the programs that rules name would inherit
+    that, and could not be ended by SIGTERM. ``fd`` is readable after the first.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._handle)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.asked = True
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        os.eventfd_write(self.fd, 1)
+
+
+def _run(following: health.Follow, told: _Told, output: Output, signals: _Stop) -> int:
     while True:
-        signals.clear()
-        if signals.stop:
+        if signals.asked:
             told.news(following.finish())
             told.stopped()
             return Exit.OK

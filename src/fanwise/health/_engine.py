@@ -117,6 +117,7 @@ class Engine:
         self._export = Export(settings.metrics, settings.textfile)
         self._failed: dict[str, str] = {}  # actions
         self._fresh: dict[str, Incident] = {}
+        self._told: dict[str, Incident] = {}  # as it was last
         self._buckets: dict[str, Bucket] = {}
         self._due: dict[str, float] = {}  # incidents that were told too often, and when they may
         self._notes: dict[str, bytes] = {}
@@ -150,7 +151,7 @@ class Engine:
                 self._turn()
             self._count_all()
             # A ledger may be newer than its incidents' rows, by those that were told too often.
-            self._store(self.open_incidents())
+            self._store([], self.open_incidents())
             self._said = self.states()
             self._note_sources()
         except BaseException:
@@ -481,7 +482,13 @@ class Engine:
     def _tell(self, at_once: bool = False) -> list[Incident | Sources]:
         now = self._clock()
         told: list[Incident] = []
+        same: list[Incident] = []
         for id_, incident in list(self._fresh.items()):
+            if _says_the_same(incident, self._told.get(id_)):
+                same.append(incident)  # another channel agreed: that is for the database
+                del self._fresh[id_]
+                self._due.pop(id_, None)
+                continue
             bucket = self._buckets.setdefault(id_, Bucket(_RATE, _BURST))
             if not (at_once or incident.status != "open" or bucket.take(now)):
                 self._due[id_] = now + bucket.wait(now)
@@ -489,11 +496,12 @@ class Engine:
             told.append(incident)
             del self._fresh[id_]
             self._due.pop(id_, None)
+            self._told[id_] = incident
             if incident.status != "open":
-                del self._buckets[id_]
-        if told or self._dirty:
+                del self._buckets[id_], self._told[id_]
+        if told or same or self._dirty:
             self._dirty = False
-            self._store(told)
+            self._store(told, same)
         for incident in told:
             unnamed = incident.object.ino is not None and incident.object.path is None
             if self._locator is not None and unnamed and incident.status == "open":
@@ -503,11 +511,12 @@ class Engine:
             self._keeping.then(self._export.job(self._snapshot()))
         return list(told)
 
-    def _store(self, told: list[Incident]) -> None:
+    def _store(self, told: list[Incident], same: list[Incident]) -> None:
         records = [msgspec.to_builtins(incident) for incident in told]
+        more = [msgspec.to_builtins(incident) for incident in same]
         notes = self._changed_notes()
-        if records or notes:
-            self._keeping.put(records, notes, self._failing())
+        if records or more or notes:
+            self._keeping.put([*more, *records], notes, self._failing())
             self._notes.update(notes)
         if self._actions is not None:
             for record in records:
@@ -586,6 +595,12 @@ ENGINE: Lifetime[Engine] = Lifetime(
 
 def _note(dev: Dev) -> str:
     return f"{LEDGER}{dev[0]}:{dev[1]}"
+
+
+def _says_the_same(incident: Incident, told: Incident | None) -> bool:
+    if told is None or incident.count:
+        return False
+    return incident == msgspec.structs.replace(told, count=0, last_seen=incident.last_seen)
 
 
 def _readable(point: bytes) -> str:
