@@ -175,7 +175,7 @@ class Channels:
         woken by those waits a moment (2 ms at most) for the report that names the object.
         """
         found = self._read()
-        if self._fserror is not None and any(_report_follows(one) for one in found):
+        if self._fserror is not None and _report_follows(found):
             poll = select.poll()
             poll.register(self._fserror.fileno(), select.POLLIN)
             if poll.poll(_MOMENT):
@@ -315,8 +315,10 @@ CHANNELS: Lifetime[Channels] = Lifetime(
 )
 
 
-def _report_follows(one: Observation | Loss) -> bool:
-    return not isinstance(one, Loss) and one.via in ("trace.error", "kmsg.error")
+def _report_follows(found: list[Observation | Loss]) -> bool:
+    told = [one for one in found if not isinstance(one, Loss)]
+    reported = {one.dev for one in told if one.channel == "fserror"}
+    return any(one.via in ("trace.error", "kmsg.error") and one.dev not in reported for one in told)
 
 
 def _why(error: FanwiseError | OSError) -> str:

@@ -118,6 +118,8 @@ class Engine:
         self._failed: dict[str, str] = {}  # actions
         self._fresh: dict[str, Incident] = {}
         self._told: dict[str, Incident] = {}  # as it was last
+        self._unkept: list[Incident] = []  # told, and not given to the store and the actions yet
+        self._same: list[Incident] = []
         self._buckets: dict[str, Bucket] = {}
         self._due: dict[str, float] = {}  # incidents that were told too often, and when they may
         self._notes: dict[str, bytes] = {}
@@ -178,6 +180,7 @@ class Engine:
         for id_ in list(self._due):
             del self._due[id_]
         told = self._tell(at_once=True)
+        self._keep_told()
         self._say_sources(self._clock(), told, force=True)
         return told
 
@@ -185,6 +188,8 @@ class Engine:
         """Stop listening; store, carry out and publish what waits, each within a deadline."""
         if self.state == "CLOSED":
             return
+        if self.state == "OPEN":
+            self._keep_told()
         ENGINE.advance(self, "close")
         try:
             self.channels.close()
@@ -211,12 +216,17 @@ class Engine:
     def read(self, timeout: float = 0.0) -> list[Incident | Sources]:
         """Wait until something comes, at most ``timeout`` seconds; give what is to be told.
 
-        An incident's ``count`` is what came since it was told last.
+        An incident's ``count`` is what came since it was told last. What is given is stored and
+        carried out as soon as this is called again, so that nothing goes before telling.
         """
+        self._keep_told()
         until = self._clock() + timeout
         while True:
             self._turn()
             told = self._tell()
+            if told:
+                return told
+            self._keep_told()
             self._say_sources(self._clock(), told)
             left = until - self._clock()
             if told or left <= 0:
@@ -499,17 +509,19 @@ class Engine:
             self._told[id_] = incident
             if incident.status != "open":
                 del self._buckets[id_], self._told[id_]
-        if told or same or self._dirty:
+        self._unkept += told
+        self._same += same
+        return list(told)
+
+    def _keep_told(self) -> None:
+        if self._unkept or self._same or self._dirty:
             self._dirty = False
+            told, self._unkept = self._unkept, []
+            same, self._same = self._same, []
             self._store(told, same)
-        for incident in told:
-            unnamed = incident.object.ino is not None and incident.object.path is None
-            if self._locator is not None and unnamed and incident.status == "open":
-                self._locator.locate(incident)
-        if self._export.due(now, self._export_dirty):
+        if self._export.due(self._clock(), self._export_dirty):
             self._export_dirty = False
             self._keeping.then(self._export.job(self._snapshot()))
-        return list(told)
 
     def _store(self, told: list[Incident], same: list[Incident]) -> None:
         records = [msgspec.to_builtins(incident) for incident in told]
@@ -521,6 +533,10 @@ class Engine:
         if self._actions is not None:
             for record in records:
                 self._actions.offer(record)
+        for incident in told:
+            unnamed = incident.object.ino is not None and incident.object.path is None
+            if self._locator is not None and unnamed and incident.status == "open":
+                self._locator.locate(incident)
 
     def _changed_notes(self) -> dict[str, bytes]:
         changed = {}
