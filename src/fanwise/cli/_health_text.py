@@ -160,6 +160,7 @@ def details(entry: Entry) -> str:
         ("operation", incident.operation),
         ("state", incident.state),
         ("tripped by", by and f"{by.comm or '?'} ({by.pid})"),
+        ("heard of it", ", ".join(f"{one.comm or '?'} ({one.pid})" for one in incident.heard)),
         ("told by", ", ".join(incident.channels)),
         ("records lost", incident.lost),
         ("seen", entry.acked and clock(entry.acked)),
