@@ -17,7 +17,7 @@ import time
 
 import pytest
 
-from tests.kernel.conftest import run as must
+from tests.kernel.conftest import loop_device, run as must
 from tests.kernel.faults import code_of, fsync, volume
 
 DEADLINE = 20
@@ -386,7 +386,14 @@ def test_a_source_that_goes_down_is_said_and_the_others_go_on(tmp_path, follow, 
 def test_a_path_below_the_mount_point_selects_its_objects_and_the_whole_filesystems(
     tmp_path, follow, look
 ):
-    with broken(tmp_path, "f") as it:
+    def more(point):
+        tree(point)
+        (point / "e").mkdir()
+        (point / "e/f").write_text("x" * 9000)
+
+    with volume("ext4", tmp_path, prepare=more) as it:
+        with it.unmounted():
+            it.debugfs("sif /d/f block[0] 0x1111", "sif /e/f block[0] 0x1111")
         bind = tmp_path / "bind"
         bind.mkdir()
         must("mount", "--bind", str(it.point / "d"), str(bind))
@@ -396,14 +403,50 @@ def test_a_path_below_the_mount_point_selects_its_objects_and_the_whole_filesyst
             record = running.type("incident")
             assert (record["scope"], record["applies"]) == ("fs", "fs")
             met(it, "f")
-            record = running.until(lambda r: r["type"] == "incident" and r["scope"] == "inode")[-1]
-            assert record["applies"] in ("unknown", "object")
+            record = running.until(
+                lambda r: r["type"] == "incident" and r["object"]["path"] is not None
+            )[-1]
+            assert (record["scope"], record["applies"]) == ("inode", "object")
+            assert code_of((it.point / "e/f").read_text) == "EUCLEAN"
+            elsewhere = running.until(
+                lambda r: r["type"] == "incident" and r["applies"] == "unknown"
+            )[-1]
+            # Until its path is known it may lie below, and afterwards it does not.
+            eventually(lambda: all(i["object"]["path"] for i in look(it.point)[2][1:]))
             running.stop()
             _, (state,), incidents, _ = look(bind)
             assert state["fs"]["device"] == record["fs"]["device"]
-            assert {i["applies"] for i in incidents} >= {"fs"}
+            assert {i["applies"]: i["id"] for i in incidents}["object"] == record["id"]
+            assert elsewhere["id"] not in {i["id"] for i in incidents}
+            assert len(look(it.point / "e")[2]) == 2
+            assert len(look(it.point)[2]) == 3
         finally:
             must("umount", str(bind))
+
+
+def test_on_another_device_number_it_is_the_same_filesystem(tmp_path, follow, look):
+    with broken(tmp_path, "f") as it:
+        running = follow(it.point)
+        met(it, "f")
+        first = settled(running, 1)
+        running.stop()
+        it.unmount()
+        with loop_device(it.image) as other:
+            must("mount", other, str(it.point))
+            try:
+                again = follow(it.point)
+                met(it, "f")
+                second = settled(again, 2)
+                assert list(second) == list(first)
+                (record,) = second.values()
+                assert record["fs"]["name"] == os.path.basename(other)
+                again.stop()
+            finally:
+                must("umount", str(it.point))
+        it.mount()
+        _, _, (incident,), _ = look(it.point)
+        assert (incident["id"], incident["total"]) == (record["id"], 2)
+        assert incident["fs"]["name"] == it.name
 
 
 class Deaf(http.server.BaseHTTPRequestHandler):

@@ -88,7 +88,6 @@ class Selection:
         found: str | None = None
         for path, mount in self.mounts:
             point = os.fsdecode(mount.mount_point)
-            below = readable(path)
             same = f"{mount.dev[0]}:{mount.dev[1]}" == incident.fs.device
             if not same and readable(point) not in incident.fs.mounts:
                 continue
@@ -96,11 +95,37 @@ class Selection:
                 return "object" if incident.scope == "inode" else "fs"
             if incident.scope != "inode":
                 found = "fs"
-            elif incident.object.path is None:
+                continue
+            wanted, there = _inside(path, mount), self._object(incident)
+            if there is None:
                 found = found or "unknown"
-            elif incident.object.path == below or incident.object.path.startswith(f"{below}/"):
+            elif there == wanted or wanted == "/" or there.startswith(f"{wanted}/"):
                 return "object"
         return found if self.mounts else "fs"
+
+    # Where an incident's object is, from its filesystem's root: its path may be by another mount.
+    def _object(self, incident: Incident) -> str | None:
+        path = incident.object.path
+        if path is None:
+            return None
+        over = [
+            mount
+            for mount in mounts()
+            if f"{mount.dev[0]}:{mount.dev[1]}" == incident.fs.device
+            and _is_at_or_below(path, readable(os.fsdecode(mount.mount_point)))
+        ]
+        nearest = max(over, key=lambda mount: len(mount.mount_point), default=None)
+        return None if nearest is None else _inside(path, nearest)
+
+
+def _inside(path: str, mount: Mount) -> str:
+    point, root = (readable(os.fsdecode(x)) for x in (mount.mount_point, mount.root))
+    rest = readable(path)[len(point.rstrip("/")) :]
+    return (root.rstrip("/") + rest).rstrip("/") or "/"
+
+
+def _is_at_or_below(path: str, point: str) -> bool:
+    return path == point or path.startswith(point.rstrip("/") + "/")
 
 
 # One that is shut down does not even answer what it is; the list of mounts does.

@@ -21,7 +21,7 @@ from fanwise.health._incidents_db import Incidents, Total
 from fanwise.health._places import Keeper, Place
 from fanwise.lifetime import Lifetime
 
-BEAT = 5.0  # seconds between two words that somebody listens
+BEAT = 30.0  # seconds between two words that somebody listens
 _RETRY = 60.0  # seconds between two tries of a place that had no room
 _DAY = 86400.0
 
