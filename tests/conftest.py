@@ -1,6 +1,7 @@
 """What every test shares: how a test says that it cannot run, and that nothing is left behind."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -32,28 +33,31 @@ def _nothing_left(tmp_path_factory):
 
 
 # Mounts and loop devices count when they are below this run's directory, because others may be
-# using the machine; where CI is set nobody else is, and every one counts.
+# using the machine; where CI is set nobody else is, and every one counts. All in bytes: what others
+# have mounted, or how they call their processes, need not be text.
 def _machine(base):
+    below = os.fsencode(f"{base}/")
+
     def ours(path):
-        return bool(os.environ.get("CI")) or path.startswith(f"{base}/")
+        return bool(os.environ.get("CI")) or path.startswith(below)
 
     found = set()
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        point = line.split()[4]
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:
+        point = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), line.split(b" ")[4])
         if ours(point):
-            found.add(f"mount {point}")
+            found.add(f"mount {os.fsdecode(point)!r}")
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            file = backing.read_text().strip()
+            file = backing.read_bytes().rstrip(b"\n")
         except OSError:  # detached meanwhile
             continue
         if ours(file):
-            found.add(f"{backing.parts[3]} on {file}")
+            found.add(f"{backing.parts[3]} on {os.fsdecode(file)!r}")
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            name, _, rest = stat.read_text().rpartition(")")
+            name, _, rest = stat.read_bytes().rpartition(b")")
         except OSError:  # ended meanwhile
             continue
         if int(rest.split()[1]) == os.getpid():
-            found.add(f"process {name})")
+            found.add(f"process {os.fsdecode(name)!r})")
     return found

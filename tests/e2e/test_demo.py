@@ -43,11 +43,11 @@ def demo(tmp_path, cannot_run):
 def left(base):
     """What a demo below a directory has made and not removed."""
     found = set(map(str, base.iterdir()))
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        if str(base) in line:
-            found.add(line)
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n"):
+        if os.fsencode(base) in line:
+            found.add(os.fsdecode(line))
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        if str(base) in backing.read_text():
+        if os.fsencode(base) in backing.read_bytes():
             found.add(str(backing))
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         try:
