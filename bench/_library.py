@@ -189,6 +189,8 @@ def main() -> None:
         refuse_fanotify()
     if args.user:
         become(args.user)
+    fanwise.Watch, fanwise.kernel.native.parts(args.pure)  # imported when first asked for
+    start = time.process_time()
     # pure=False is an error where the native module is missing, not a silent change of subject.
     with fanwise.watch(args.path, pure=args.pure, who=args.mode == "who", **more) as watch:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -205,7 +207,7 @@ def main() -> None:
             else:
                 result = {"count": count, "who": who}[args.mode](watch)
         rungs = sorted({root.rung for root in watch.roots})
-    print(json.dumps({"type": "stopped", "rungs": rungs, **result}))
+    print(json.dumps({"type": "stopped", "rungs": rungs, "start_cpu_s": start, **result}))
     sys.stdout.flush()
 
 

@@ -70,8 +70,11 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("bytes_per_directory", "bytes a directory beyond its name", ".0f"),
     ],
     "ladder": [
+        ("start_cpu_s", "CPU s to start Python", ".3f"),
         ("ready_cpu_s", "CPU s until ready", ".3f"),
         ("burst_cpu_s", "CPU s of the burst", ".3f"),
+        ("watch_cpu_s", "both", ".3f"),
+        ("reads", "reads until the end", ",.0f"),
         ("delivered", "facts delivered", ".1%"),
         ("chain_files", "chains: files named", ".0f"),
         ("chain_directories", "chains: directories named", ".0f"),
