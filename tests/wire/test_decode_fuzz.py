@@ -93,7 +93,7 @@ setups = st.tuples(
 class Subject:
     """One decoder and its tree, driven as the resolver drives it; all answers are noted."""
 
-    def __init__(self, parts, setup, todo):
+    def __init__(self, parts, setup, todo, blind=False):
         recursive, where, want, ignored, self.limit, gone = setup
         self.log, self.todo, self.turn = [], todo, 0
         self.gone = {key: set(names) for key, names in gone.items()}
@@ -103,7 +103,7 @@ class Subject:
             parent = min(parent, len(self.tree) - 1)
             self.tree.put(KEYS[number % 5], parent, name, flag)
         self.decoder = parts.Decoder(
-            self.tree, lambda *a: a, KIND_TABLE, want, "8:1", ignored, self.gone
+            self.tree, lambda *a: a, KIND_TABLE, want, "8:1", ignored, self.gone, blind
         )
 
     def note(self, call, *args):
@@ -117,8 +117,9 @@ class Subject:
     def ask(self):
         """Every question that changes nothing."""
         d = self.decoder
-        for call in (d.suspects, d.unknown, d.dir_records, d.record, d.peek):
+        for call in (d.suspects, d.doubts, d.unknown, d.dir_records, d.record, d.peek):
             self.note(call)
+        self.note(d.records_in, set(KEYS[:4]))
         self.note(d.name_records, None)
         self.note(d.name_records, set(KEYS[3:8]))
         for key in KEYS:
@@ -178,14 +179,15 @@ class Subject:
 
 
 def same(native, setup, todo, play):
-    logs = []
-    for parts in (native, PURE):
-        subject = Subject(parts, setup, todo)
-        play(subject)
-        logs.append(subject.log)
-    for one, other in zip(*logs, strict=False):
-        assert one == other
-    assert len(logs[0]) == len(logs[1])
+    for blind in (False, True):
+        logs = []
+        for parts in (native, PURE):
+            subject = Subject(parts, setup, todo, blind)
+            play(subject)
+            logs.append(subject.log)
+        for one, other in zip(*logs, strict=False):
+            assert one == other
+        assert len(logs[0]) == len(logs[1])
 
 
 def check_windows(native, setup, todo, data):

@@ -398,6 +398,152 @@ static PyObject *decoder_suspects(PyObject *self, PyObject *unused)
     return l;
 }
 
+typedef struct { /* a name of an object */
+    uint32_t note, hash;
+    span dir, name;
+    int held, again;
+} place;
+
+typedef struct {
+    place *p;
+    uint32_t *slots, n, cap, mask;
+} places;
+
+static place *place_get(places *t, uint32_t note, span dir, span name)
+{
+    if (t->n * 2 >= t->cap) {
+        uint32_t cap = t->cap ? t->cap * 2 : 256;
+        place *p = realloc(t->p, cap * sizeof *p);
+        if (p)
+            t->p = p;
+        uint32_t *slots = p ? calloc(cap, sizeof *slots) : NULL;
+        if (!slots)
+            return NULL;
+        free(t->slots);
+        t->slots = slots;
+        t->cap = cap;
+        t->mask = cap - 1;
+        for (uint32_t k = 0; k < t->n; k++) {
+            uint32_t i = p[k].hash & t->mask;
+            while (slots[i])
+                i = (i + 1) & t->mask;
+            slots[i] = k + 1;
+        }
+    }
+    uint32_t h = fw_hash(dir.p, dir.n) * 31 + fw_hash(name.p, name.n) * 7 + note, i = h & t->mask;
+    for (; t->slots[i]; i = (i + 1) & t->mask) {
+        place *e = &t->p[t->slots[i] - 1];
+        if (e->hash == h && e->note == note && same(e->dir, dir) && same(e->name, name)) {
+            e->again = 1;
+            return e;
+        }
+    }
+    place *e = &t->p[t->n++];
+    t->slots[i] = t->n;
+    *e = (place){.note = note, .hash = h, .dir = dir, .name = name};
+    return e;
+}
+
+/* Replays the names of the files among the suspects; doubt has a byte for each note. */
+static int replay(const decoder *d, places *t, uint8_t *doubt)
+{
+    for (size_t i = 0; i < d->nchunks; i++) {
+        const chunk *c = &d->chunks[i];
+        rec r;
+        for (size_t off = 0; off < c->n; off += r.len) {
+            parse(c->p, c->n, off, &r);
+            if (!(r.mask & NAMED) || !r.target.n)
+                continue;
+            const note *n = note_find(d, r.target);
+            if (!n || n->flags & N_DIR || !suspect(d, n))
+                continue;
+            uint32_t at = (uint32_t)(n - d->notes);
+            place *e;
+            if (r.dir.n && r.has_name && r.name.p) {
+                if (!(e = place_get(t, at, r.dir, r.name)))
+                    return -1;
+                if ((r.mask & (CREATE | DELETE)) == (CREATE | DELETE))
+                    doubt[at] = 1;
+                e->held = (r.mask & CREATE) != 0;
+            }
+            if (r.dir2.n && r.name2.p) {
+                if (!(e = place_get(t, at, r.dir2, r.name2)))
+                    return -1;
+                e->held = 1;
+            }
+        }
+    }
+    return 0;
+}
+
+static int put_gone(PyObject *gone, const place *e, span key)
+{
+    PyObject *dir = bytes_of(e->dir), *name = bytes_of(e->name), *k = bytes_of(key), *names = NULL;
+    int ret = -1;
+    if (dir && name && k) {
+        names = PyDict_GetItemWithError(gone, dir);
+        if (names)
+            ret = PyDict_SetItem(names, name, k);
+        else if (!PyErr_Occurred()) {
+            names = PyDict_New();
+            if (names && !PyDict_SetItem(names, name, k))
+                ret = PyDict_SetItem(gone, dir, names);
+            Py_XDECREF(names);
+        }
+    }
+    Py_XDECREF(dir);
+    Py_XDECREF(name);
+    Py_XDECREF(k);
+    return ret;
+}
+
+/* What there is to ask where link counts are not reported: see the twin. */
+static PyObject *decoder_doubts(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    decoder *d = (decoder *)self;
+    places t = {0};
+    uint8_t *doubt = calloc((size_t)d->nnotes + 1, 1);
+    PyObject *files = PyList_New(0), *dirs = PyList_New(0), *gone = PyDict_New(), *out = NULL;
+    if (!doubt || !files || !dirs || !gone)
+        goto done;
+    if (replay(d, &t, doubt) < 0) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (uint32_t k = 0; k < t.n; k++) {
+        const place *e = &t.p[k];
+        if (e->again && e->held)
+            doubt[e->note] = 1;
+        else if (e->again && put_gone(gone, e, d->notes[e->note].key) < 0)
+            goto done;
+    }
+    for (uint32_t k = 0; k < d->nnotes; k++) {
+        const note *n = &d->notes[k];
+        int dir = n->flags & N_DIR && suspect(d, n);
+        if (!dir && !doubt[k])
+            continue;
+        PyObject *o = dir ? Py_BuildValue("(y#I)", (const char *)n->key.p, (Py_ssize_t)n->key.n,
+                                          n->flags)
+                          : bytes_of(n->key);
+        int bad = !o || PyList_Append(dir ? dirs : files, o) < 0;
+        Py_XDECREF(o);
+        if (bad)
+            goto done;
+    }
+    out = Py_BuildValue("(OOO)", files, dirs, gone);
+done:
+    if (!out && !PyErr_Occurred())
+        PyErr_NoMemory();
+    Py_XDECREF(files);
+    Py_XDECREF(dirs);
+    Py_XDECREF(gone);
+    free(doubt);
+    free(t.p);
+    free(t.slots);
+    return out;
+}
+
 /* Handle keys of directories that records name and nothing explains. */
 static PyObject *decoder_unknown(PyObject *self, PyObject *unused)
 {
@@ -1088,6 +1234,7 @@ static PyMethodDef decoder_methods[] = {
     {"add", FAST(decoder_add), METH_FASTCALL, "Validate a chunk and note it; its records."},
     {"unknown", decoder_unknown, METH_NOARGS, "Keys of directories that nothing explains."},
     {"suspects", decoder_suspects, METH_NOARGS, "Objects whose order may be unknowable."},
+    {"doubts", decoder_doubts, METH_NOARGS, "What is to be asked where no link count is told."},
     {"dir_records", decoder_dir_records, METH_NOARGS, "Name records of directories, in order."},
     {"name_records", decoder_name_records, METH_O, "Name records of some objects, in order."},
     {"records_in", decoder_records_in, METH_O, "Name records of some directories, in order."},

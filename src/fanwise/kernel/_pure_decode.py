@@ -324,6 +324,46 @@ class Decoder:
             or ((n.names >= 2 or n.flags & N_BOTH) and n.flags & N_ATTRIB and not n.flags & N_GONE)
         ]
 
+    def doubts(
+        self,
+    ) -> tuple[list[bytes], list[tuple[bytes, int]], dict[bytes, dict[bytes, bytes]]]:
+        """What there is to ask of a window where link counts are not reported.
+
+        Files with a name that the records give again, or create and delete in one, whose order is
+        unknowable; directories among the suspects, (key, notes); and names that were told to have
+        gone more than one record ago, {directory: {name: object}}: one of those that leads to
+        anything makes its object doubtful, too.
+        """
+        suspects = {key: flags for key, flags, _, _ in self.suspects()}
+        doubtful: set[bytes] = set()
+        held: dict[tuple[bytes, bytes, bytes], bool] = {}
+        again: set[tuple[bytes, bytes, bytes]] = set()
+        for mask, dir1, name1, dir2, name2, target, _, _ in self._recs:
+            if not mask & NAMED or target is None or suspects.get(target, N_DIR) & N_DIR:
+                continue
+            if dir1 is not None and name1 is not None:
+                place = target, dir1, name1
+                if place in held:
+                    again.add(place)
+                if mask & CREATE and mask & DELETE:
+                    doubtful.add(target)
+                held[place] = bool(mask & CREATE)
+            if dir2 is not None and name2 is not None:
+                place = target, dir2, name2
+                if place in held:
+                    again.add(place)
+                held[place] = True
+        gone: dict[bytes, dict[bytes, bytes]] = {}
+        for place, there in held.items():
+            if place not in again:
+                continue
+            if there:
+                doubtful.add(place[0])
+            else:
+                gone.setdefault(place[1], {})[place[2]] = place[0]
+        files = [key for key in self._notes if key in doubtful]
+        return files, [(k, flags) for k, flags in suspects.items() if flags & N_DIR], gone
+
     def notes(self, key: bytes) -> tuple[int, int, int]:
         """(notes, names, renames) of an object."""
         note = self._notes.get(key)

@@ -1,9 +1,9 @@
-"""scan_dirs and mark_dirs in Python: the twins of `_scan.c`, with the same answers."""
+"""scan_dirs, mark_dirs and present_in in Python: the twins of `_scan.c`, with the same answers."""
 
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fanwise._errors import FanwiseError, NotWatchable
 
@@ -102,6 +102,43 @@ def mark_dirs(
             os.close(fd)
         ends.append((code, watch))
     return found, ends
+
+
+def present_in(
+    items: Sequence[tuple[bytes, bytes, Collection[bytes]]], mount: int
+) -> list[int | list[bytes]]:
+    """Say which names lead to anything in some directories, each a (key, path, names).
+
+    Returns for each the names, or an errno: ESTALE when another directory, or another mount than
+    that of this id, stands at the path. A name at which no look can be taken is among them.
+    """
+    out: list[int | list[bytes]] = []
+    for key, _, _ in items:
+        if not 4 <= len(key) <= 132:
+            raise ValueError("not a handle key")
+    for key, path, names in items:
+        try:
+            fd = open_long(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            out.append(error.errno or 0)
+            continue
+        try:
+            if identify(b"", fd, empty=True) != (key, mount):
+                raise OSError(errno.ESTALE, "another directory stands there now")
+            out.append([name for name in names if _maybe(name, fd)])
+        except (OSError, NotWatchable) as error:
+            out.append(_errno(error))
+        finally:
+            os.close(fd)
+    return out
+
+
+def _maybe(name: bytes, fd: int) -> bool:
+    try:
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+    return True
 
 
 def _mark(group: int, inotify: bool, mask: int, fd: int) -> int:

@@ -1,6 +1,7 @@
 /* scan_dirs: the subdirectories of some directories, by handle, without the interpreter lock; with
  * names, also all their names.
  * mark_dirs: the same by path, with a mark set on each before it is listed.
+ * present_in: which of some names lead to anything, a directory at a time.
  *
  * For each key: open by handle, getdents64, name_to_handle_at and stat for every subdirectory.
  * Nothing stays open; a leaf has no subdirectory itself. A name on which something is mounted is no
@@ -482,7 +483,192 @@ done:
     return NULL;
 }
 
+typedef struct {
+    size_t path_at, first; /* of its names */
+    uint32_t names;
+    uint8_t key[FW_KEY_MAX];
+    uint8_t keylen;
+    int err;
+} asked;
+
+/* So many names are looked for in a list of the directory, if that is not much longer: one list
+ * costs less than the look-ups. */
+enum { MANY = 8, LONGER = 4 };
+
+static int list_names(int dir, const char **names, uint8_t *there, uint32_t n, char *buf,
+                      size_t room)
+{
+    uint32_t cap = 16, slots[1024] = {0}, seen = 0;
+    while (cap < n * 2)
+        cap *= 2;
+    if (cap > 1024)
+        return -1; /* the caller asks in pieces */
+    for (uint32_t k = 0; k < n; k++) {
+        uint32_t i = fw_hash((const uint8_t *)names[k], strlen(names[k])) & (cap - 1);
+        while (slots[i])
+            i = (i + 1) & (cap - 1);
+        slots[i] = k + 1;
+    }
+    int fd = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return -1; /* it may not be read, or is gone */
+    long got;
+    while ((got = syscall(SYS_getdents64, fd, buf, room)) > 0)
+        for (long o = 0; o < got;) {
+            struct dent *e = (struct dent *)(buf + o);
+            o += e->len;
+            if (++seen > LONGER * n + 2) { /* and "." and ".." */
+                close(fd);
+                return -1;
+            }
+            uint32_t i = fw_hash((const uint8_t *)e->name, strlen(e->name)) & (cap - 1);
+            for (; slots[i]; i = (i + 1) & (cap - 1))
+                if (!strcmp(names[slots[i] - 1], e->name)) {
+                    there[slots[i] - 1] = 1;
+                    break;
+                }
+        }
+    close(fd);
+    return got < 0 ? -1 : 0;
+}
+
+/* A look that fails says nothing, and a name that may be there is better asked about. */
+static int ask_one(asked *a, char *path, const char **names, uint8_t *there, int mount, char *buf,
+                   size_t room, int *fid)
+{
+    union {
+        struct file_handle h;
+        char room[sizeof(struct file_handle) + 128];
+    } u;
+    int fd = open_long(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), mine, err = 0;
+    if (fd < 0)
+        return errno;
+    if (handle_of(fd, "", &u.h, &mine, fid))
+        err = errno;
+    else if (mine != mount || u.h.handle_bytes + 4 != a->keylen ||
+             memcmp(&u.h.handle_type, a->key, 4) ||
+             memcmp(u.h.f_handle, a->key + 4, u.h.handle_bytes))
+        err = ESTALE; /* another one stands there now */
+    for (uint32_t k = 0; !err && k < a->names;) {
+        uint32_t n = a->names - k < 512 ? a->names - k : 512;
+        if (n < MANY || list_names(fd, names + k, there + k, n, buf, room) < 0)
+            for (uint32_t i = k; i < k + n; i++)
+                there[i] = !faccessat(fd, names[i], F_OK, AT_SYMLINK_NOFOLLOW | AT_EACCESS) ||
+                           (errno != ENOENT && errno != ENOTDIR && errno != ESTALE);
+        k += n;
+    }
+    close(fd);
+    return err;
+}
+
+static PyObject *present_in(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *items, *out = NULL;
+    int mount, fid = 1;
+    if (!PyArg_ParseTuple(args, "Oi:present_in", &items, &mount))
+        return NULL;
+    Py_ssize_t n = PySequence_Size(items);
+    if (n < 0)
+        return NULL;
+    enum { ROOM = 1 << 16 };
+    char *buf = malloc(ROOM), *text = NULL;
+    size_t used = 0, have = 0, count = 0, cap = 0, *ats = NULL;
+    const char **names = NULL;
+    uint8_t *there = NULL;
+    asked *a = calloc((size_t)n + 1, sizeof *a);
+    if (!buf || !a) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *item = PySequence_GetItem(items, i), *some, *all = NULL;
+        char *key, *path, *name;
+        Py_ssize_t kl, pl, nl, many = -1;
+        if (item && PyArg_ParseTuple(item, "y#y#O", &key, &kl, &path, &pl, &some)) {
+            if (kl < 4 || kl > FW_KEY_MAX)
+                PyErr_SetString(PyExc_ValueError, "not a handle key");
+            else if ((all = PySequence_List(some)))
+                many = PyList_Size(all);
+        }
+        for (Py_ssize_t j = -1; j < many; j++) {
+            if (j < 0)
+                name = path, nl = pl;
+            else if (PyBytes_AsStringAndSize(PyList_GetItem(all, j), &name, &nl) < 0)
+                many = -1;
+            if (many < 0)
+                break;
+            if (used + (size_t)nl + 1 > have || count == cap) {
+                have = used + (size_t)nl + 1 > have ? have * 2 + (size_t)nl + 4096 : have;
+                cap = count == cap ? cap * 2 + 256 : cap;
+                char *p = realloc(text, have);
+                text = p ? p : text;
+                size_t *q = realloc(ats, cap * sizeof *q);
+                ats = q ? q : ats;
+                if (!p || !q) {
+                    PyErr_NoMemory();
+                    many = -1;
+                    break;
+                }
+            }
+            if (j < 0)
+                a[i].path_at = used;
+            else
+                ats[count++] = used;
+            memcpy(text + used, name, (size_t)nl);
+            text[used + (size_t)nl] = 0;
+            used += (size_t)nl + 1;
+        }
+        if (many >= 0) {
+            memcpy(a[i].key, key, (size_t)kl);
+            a[i].keylen = (uint8_t)kl;
+            a[i].first = count - (size_t)many;
+            a[i].names = (uint32_t)many;
+        }
+        Py_XDECREF(all);
+        Py_XDECREF(item);
+        if (many < 0)
+            goto done;
+    }
+    names = calloc(count + 1, sizeof *names);
+    there = calloc(count + 1, 1);
+    if (!names || !there) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (size_t k = 0; k < count; k++)
+        names[k] = text + ats[k];
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < n; i++)
+        a[i].err = ask_one(&a[i], text + a[i].path_at, names + a[i].first, there + a[i].first, mount,
+                           buf, ROOM, &fid);
+    Py_END_ALLOW_THREADS
+    out = PyList_New(0);
+    for (Py_ssize_t i = 0; out && i < n; i++) {
+        PyObject *e = a[i].err ? PyLong_FromLong(a[i].err) : PyList_New(0);
+        for (size_t k = a[i].first; e && !a[i].err && k < a[i].first + a[i].names; k++) {
+            PyObject *name = there[k] ? PyBytes_FromString(names[k]) : NULL;
+            if (there[k] && (!name || PyList_Append(e, name) < 0))
+                Py_CLEAR(e);
+            Py_XDECREF(name);
+        }
+        if (!e || PyList_Append(out, e) < 0)
+            Py_CLEAR(out);
+        Py_XDECREF(e);
+    }
+done:
+    free(buf);
+    free(text);
+    free(ats);
+    free(names);
+    free(there);
+    free(a);
+    return out;
+}
+
 static PyMethodDef scan_methods[] = {
+    {"present_in", present_in, METH_VARARGS,
+     "present_in([(key, path, names)], mount id) -> [errno, or the names that lead to anything]"},
     {"mark_dirs", mark_dirs, METH_VARARGS,
      "mark_dirs(group, inotify, mask, [(key, path)], all) -> "
      "([(key, parent key, name, is directory)], [(errno, watch)])"},

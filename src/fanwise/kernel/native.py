@@ -24,6 +24,7 @@ class Parts(NamedTuple):
     Decoder: Any
     scan_dirs: Callable[..., Any]
     mark_dirs: Callable[..., Any]
+    present_in: Callable[..., Any]
 
 
 def why_pure() -> str | None:
@@ -57,6 +58,7 @@ def parts(pure: bool | None = None) -> Parts:
             _pure_decode.Decoder,
             _pure_scan.scan_dirs,
             _pure_scan.mark_dirs,
+            _pure_scan.present_in,
         )
     from . import _native
 
@@ -67,4 +69,5 @@ def parts(pure: bool | None = None) -> Parts:
         _native.Decoder,
         _native.scan_dirs,
         _native.mark_dirs,
+        _native.present_in,
     )

@@ -8,7 +8,7 @@ REFS: owned by a group of a watch; descriptors live for one slice. LOCKING: none
 """
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from fanwise._errors import FanwiseError, NotWatchable
@@ -24,34 +24,11 @@ _PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN = 256  # descriptors held within a slice
 _TRIES = 4
 
-# So many names are looked for in a list of the directory, if that is not much longer.
-_MANY = 8
-_LONGER = 4
-
 Name = tuple[bytes, bytes]
 
 
-def _listed(fd: int, names: Collection[bytes]) -> set[bytes] | None:
-    # One list costs less than the look-ups; of names that lead to nothing tmpfs remembers none.
-    try:
-        reader = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
-    except OSError:
-        return None  # it may not be read, or is gone
-    found = set()
-    most = _LONGER * len(names)
-    try:
-        with os.scandir(reader) as entries:
-            for count, entry in enumerate(entries):
-                if count > most:
-                    return None
-                name = os.fsencode(entry.name)
-                if name in names:
-                    found.add(name)
-    except OSError:
-        return None
-    finally:
-        os.close(reader)
-    return found
+# present_in([(key, path, names)], mount id) -> [errno, or the names that lead to anything]
+Ask = Callable[[Sequence[tuple[bytes, bytes, Collection[bytes]]], int], list[int | list[bytes]]]
 
 
 class PathLookup(Lookup):
@@ -63,9 +40,9 @@ class PathLookup(Lookup):
 
     handle: Callable[..., tuple[bytes, int]] = staticmethod(identify)
 
-    def __init__(self, mount: Mount, tree: Any) -> None:
+    def __init__(self, mount: Mount, tree: Any, ask: Ask) -> None:
         super().__init__(mount)
-        self._tree = tree
+        self._tree, self._ask = tree, ask
         self._fds: dict[bytes, int] = {}
         self.unread: Callable[[], list[Record]] = list
         self.hints: dict[bytes, list[Name]] = {}
@@ -80,12 +57,10 @@ class PathLookup(Lookup):
     def path(self, key: bytes) -> bytes:
         """Where the tree has a directory; b"" when no way up is known."""
         at = self._tree.find(key)
-        return (
-            b"" if at < 0 else bytes(self._tree.resolve(at)[1] or b"/" if self._topped(at) else b"")
-        )
-
-    def _topped(self, at: int) -> bool:
-        return bool(self._tree.resolve(at)[1]) or bool(self._tree.info(at)[2] & flags.TOP)
+        if at < 0:
+            return b""
+        path: bytes = self._tree.resolve(at)[1]
+        return path or (b"/" if self._tree.info(at)[2] & flags.TOP else b"")
 
     def now(self, key: bytes) -> bytes | None:
         """Where a directory is now, as far as the stream tells; None when it is gone or left."""
@@ -215,15 +190,31 @@ class PathLookup(Lookup):
         except NotWatchable as error:
             raise CannotLook(str(error)) from error
 
-    def present(self, directory: bytes, names: Collection[bytes]) -> set[bytes]:
-        """Say which of some names in a directory lead to anything."""
-        fd = self.directory(directory)
+    def present(
+        self, asked: Mapping[bytes, Mapping[bytes, bytes]]
+    ) -> list[tuple[bytes, list[bytes]]]:
+        """Say which of some names lead to anything, {directory: names}: [(directory, names)].
+
+        Where that cannot be seen all of them are named.
+        """
+        items = [(key, self.path(key), names) for key, names in asked.items()]
+        out: list[tuple[bytes, list[bytes]]] = []
+        for (key, _, names), found in zip(items, self._ask(items, self.mount.id), strict=True):
+            if isinstance(found, int):  # it moved, or is gone
+                found = self._present(key, names)
+            if found:
+                out.append((key, found))
+        return out
+
+    def _present(self, key: bytes, names: Collection[bytes]) -> list[bytes]:
+        try:
+            fd = self.directory(key)
+        except CannotLook:
+            return list(names)
         if fd < 0:
-            return set()
-        found = _listed(fd, names) if len(names) >= _MANY else None
-        if found is None:
-            found = {n for n in names if os.access(n, os.F_OK, dir_fd=fd, follow_symlinks=False)}
-        return found
+            return []
+        (found,) = self._ask([(key, b"/proc/self/fd/%d/." % fd, names)], self.mount.id)
+        return list(names) if isinstance(found, int) else found
 
     def links(self, key: bytes) -> int:
         """See Lookup; directories only, because nothing leads to a file but its names."""

@@ -218,7 +218,10 @@ class Directories:
     def missing(self, keys: Iterable[bytes], firsts: dict[bytes, Any]) -> set[bytes]:
         """Which directories must be looked at, to place these ones."""
         out = set()
+        find, observed, plain = self.tree.find, self.observed, not (firsts or self.hidden)
         for key in keys:
+            if plain and (there := observed.get(key)) and there[0] and find(there[0]) >= 0:
+                continue  # seen in a directory that is known, and nothing unread speaks of any
             seen = set()
             at: bytes | None = key
             while at is not None and self.tree.find(at) < 0 and at not in seen:
@@ -258,6 +261,12 @@ class Directories:
 
     def place(self, key: bytes, firsts: dict[bytes, Any], extra: int = 0) -> int:
         """Put a directory, and what is above it, where it was; -1 when that is not known."""
+        if not (firsts or self.hidden) and (there := self.observed.get(key)) and there[0]:
+            parent = int(self.tree.find(there[0]))
+            if parent >= 0 and self.tree.find(key) < 0:
+                here: int = self.put(key, parent, there[1], extra)
+                self.want_scan(here)
+                return here
         way: list[tuple[bytes, bytes]] = []
         at: bytes | None = key
         parent = -1

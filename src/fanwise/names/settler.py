@@ -468,12 +468,15 @@ class Settler:
 
     def note_gone(self, left: list[tuple[bytes, bytes, bytes]]) -> None:
         """Note names deleted of objects that live on."""
+        if self.dirs.marks:
+            # Nothing tells when an object ends: the oldest are forgotten, many at a time.
+            left = left[-self._gone_limit :]
         for key, directory, name in left:
             self.gone.setdefault(key, set()).add(directory + name)
         if self.dirs.marks:
-            # Nothing tells when an object ends: the oldest are forgotten.
-            while len(self.gone) > self._gone_limit:
-                del self.gone[next(iter(self.gone))]
+            if len(self.gone) > 2 * self._gone_limit:
+                for key in list(self.gone)[: -self._gone_limit]:
+                    del self.gone[key]
             return
         if len(self.gone) > self._gone_limit:
             # Other hard links keep an object without any file being open: those are forgotten.

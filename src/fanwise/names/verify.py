@@ -122,6 +122,9 @@ class Verifier:
         """Look at a window before it is decoded."""
         decoder = self._r.decoder
         self._doubtful = {}
+        if self._paths is not None and not self._carried:
+            self._begin_blind(self._paths)
+            return
         suspects = {key: notes for key, notes, _, _ in decoder.suspects()}
         for key in self._carried:
             notes, names, _ = decoder.notes(key)
@@ -144,6 +147,27 @@ class Verifier:
             for key in self._doubts(self._paths, files) | (self._again & files.keys()):
                 self._doubtful[key] = files[key]
             grouped = {key: grouped[key] for key in grouped.keys() - files.keys()}
+        self._judge(grouped, suspects)
+
+    def _begin_blind(self, paths: PathLookup) -> None:
+        # No link counts here, and most windows by far carry nothing over: the decoder itself says
+        # what there is to ask of their files.
+        decoder = self._r.decoder
+        files, dirs, gone = decoder.doubts()
+        doubts = set(files)
+        for directory, names in paths.present(gone) if gone else ():
+            doubts.update(gone[directory][name] for name in names)
+        notes = dict(dirs)
+        if not doubts and not notes:
+            return
+        grouped: dict[bytes, list[Record]] = {key: [] for key in notes}
+        self._doubtful = {key: [] for key in files}
+        self._doubtful.update((key, []) for key in doubts)
+        for record in decoder.name_records({*doubts, *notes}):
+            (grouped if record[7] in notes else self._doubtful)[record[7]].append(record)
+        self._judge(grouped, notes)
+
+    def _judge(self, grouped: dict[bytes, list[Record]], suspects: dict[bytes, int]) -> None:
         for key, records in grouped.items():
             notes = suspects[key] | self._flags.get(key, 0)
             if key in self._again or self._open_question(key, notes, records):
@@ -190,11 +214,8 @@ class Verifier:
                     doubts.add(key)
                 else:
                     gone.setdefault(each[0], {})[each[1]] = key
-        for directory, names in gone.items():
-            try:
-                doubts.update(names[name] for name in paths.present(directory, names))
-            except CannotLook:
-                doubts.update(names.values())
+        for directory, present in paths.present(gone):
+            doubts.update(gone[directory][name] for name in present)
         return doubts
 
     def end(self, rows: list[Any], drained: bool) -> None:

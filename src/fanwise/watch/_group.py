@@ -116,7 +116,7 @@ class Group:
 
     def _lookup(self, tree: Any) -> Lookup:
         if self.rung.marks:
-            return PathLookup(self.mount, tree)
+            return PathLookup(self.mount, tree, self._parts.present_in)
         return ChildLookup(self.mount, self._helpers) if self._helpers else Lookup(self.mount)
 
     def _scanner(self, lookup: Lookup) -> Scanner | Marker:
