@@ -94,6 +94,32 @@ def limit(root: Path) -> dict[str, object]:
         return {"at open": [type(error).__name__, error.sysctl]}
 
 
+def limit_later(root: Path) -> dict[str, object]:
+    """The limit is reached while the watch runs, then before one is open."""
+    with fanwise.watch(root) as watch:
+        for number in range(10):
+            (root / f"d{number}").mkdir()
+        told = _until(watch, root / "end")
+        lost = [c for c in told if "lost" in c.kinds]
+        made = [c.path for c in told if "created" in c.kinds]
+        (root / "d0" / "f").touch()  # the first has a mark
+        after = _until(watch, root / "end2")
+        rung = watch.roots[0].rung
+    try:
+        with fanwise.watch(root):
+            again = None
+    except fanwise.LimitReached as error:
+        again = error.sysctl
+    return {
+        "rung": rung,
+        "sources": sorted({str(c.source) for c in lost}),
+        "silent": sorted(c.path for c in lost),
+        "made": sorted(made),
+        "after": names(after, root / "d0" / "f"),
+        "again": again,
+    }
+
+
 def overflow(root: Path) -> dict[str, object]:
     with fanwise.watch(root) as watch:
         print("ready", flush=True)  # the test stops this process, and fills the kernel's queue

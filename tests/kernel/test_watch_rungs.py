@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import fanwise
+from fanwise.sources import inotify
 from tests.kernel.conftest import mounted, run
 from tests.kernel.test_watch_storms import PATHS, Step, one_storm
 from tests.kernel.watching import on_disk, scanned, short, watching, write
@@ -151,6 +152,39 @@ def test_files_and_directories_that_come_go_and_move(place: Path, pure: bool) ->
         assert all(kinds == "deleted" for kinds, _, _ in short(r.told(), root))
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_server_that_hangs_below_a_root_holds_up_nothing(tmpfs: Path, when: str) -> None:
+    (tmpfs / "source").mkdir()
+    (tmpfs / "fuse").mkdir()
+    point = tmpfs / "fuse"
+
+    def hung() -> subprocess.Popen[bytes]:
+        server = subprocess.Popen(["bindfs", "-f", str(tmpfs / "source"), str(point)])
+        deadline = time.monotonic() + 10
+        while not os.path.ismount(point):
+            assert server.poll() is None, "bindfs ended"
+            assert time.monotonic() < deadline, "bindfs does not mount"
+            time.sleep(0.01)  # nothing tells of it but its mount
+        server.send_signal(signal.SIGSTOP)
+        return server
+
+    server = hung() if when == "before" else None
+    try:
+        with watching(tmpfs) as r:
+            server = server or hung()
+            r.told()
+            (refused,) = r.watch.unwatched
+            assert refused.path == str(point)
+            assert "PATH of its own" in str(refused.remedy)
+            write(tmpfs / "f")
+            assert str(tmpfs / "f") in {c.path for c in r.told()}
+    finally:
+        if server is not None:
+            server.send_signal(signal.SIGCONT)
+            run("umount", str(point))
+            server.wait(10)
+
+
 def test_excluded_directories_have_no_mark(tmpfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FANWISE_RUNG", "inode-marks")
     (tmpfs / "node_modules" / "a").mkdir(parents=True)
@@ -252,6 +286,40 @@ def test_proc_like(tmp_path: Path) -> None:
             assert path in told
 
 
+def test_what_the_kernel_makes_is_told_on_debugfs_and_not_on_fusectl(tmp_path: Path) -> None:
+    for name in ("debugfs", "fusectl"):
+        with mounted_pseudo(name, tmp_path / name) as point:
+            root = point / "bdi" if name == "debugfs" else point
+            if name == "fusectl":
+                with pytest.raises(fanwise.FilesystemRefuses, match="fusectl does not tell"):
+                    fanwise.watch(root).open()
+                continue
+            with fanwise.watch(root) as watch, fuse(tmp_path / "mnt"):
+                assert any("created" in c.kinds for c in watch.read(10))
+    # Which is so because the kernel tells nobody of a connection that comes.
+    with mounted_pseudo("fusectl", tmp_path / "fusectl") as point:
+        fd = inotify.init(str(point))
+        try:
+            assert inotify.libc.inotify_add_watch(fd, os.fsencode(point), inotify.IN_CREATE) >= 0
+            before = set(os.listdir(point))
+            with fuse(tmp_path / "other"):
+                assert set(os.listdir(point)) - before
+            with pytest.raises(BlockingIOError):
+                os.read(fd, 4096)
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def mounted_pseudo(fstype: str, where: Path) -> Iterator[Path]:
+    where.mkdir(exist_ok=True)
+    run("mount", "-t", fstype, "fanwise-test", str(where))
+    try:
+        yield where
+    finally:
+        run("umount", str(where))
+
+
 def _some_file(root: str) -> str:
     for base, _, files in os.walk(root):
         for name in files:
@@ -300,6 +368,41 @@ def test_a_user_without_privileges(open_to_all: Path) -> None:
 def test_the_limit_of_marks(open_to_all: Path) -> None:
     told = child("limit", open_to_all)
     assert told["at open"] == ["LimitReached", "fs.fanotify.max_user_marks"]
+
+
+@pytest.mark.parametrize(
+    ("rung", "limit", "sysctl"),
+    [
+        ("inode-marks", "max_fanotify_marks", "fs.fanotify.max_user_marks"),
+        ("inotify", "max_inotify_watches", "fs.inotify.max_user_watches"),
+    ],
+)
+def test_a_limit_reached_while_the_watch_runs(
+    tmpfs: Path, rung: str, limit: str, sysctl: str
+) -> None:
+    # In a user namespace with a limit of its own: nobody else meets it.
+    script = f'echo 7 > /proc/sys/user/{limit} && exec setpriv --bounding-set=-all "$@"'
+    done = subprocess.run(
+        [
+            *("unshare", "--user", "--map-root-user", "sh", "-c", script, "sh"),
+            *(sys.executable, "-m", "tests.kernel.rung_child", "limit_later", str(tmpfs), "0"),
+        ],
+        cwd=HERE.parents[2],
+        env=os.environ | {"FANWISE_RUNG": rung},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["rung"] == rung
+    assert told["sources"] == ["limit"]
+    assert told["after"] is True
+    assert told["again"] == sysctl
+    made = {path for path in told["made"] if "/d" in path}
+    assert made == {str(tmpfs / f"d{n}") for n in range(10)}  # each is told, marked or not
+    assert set(told["silent"]) < made
+    assert 0 < len(told["silent"]) < 10
 
 
 def test_a_real_overflow_of_a_user_without_privileges(open_to_all: Path) -> None:

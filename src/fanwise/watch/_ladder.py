@@ -28,8 +28,10 @@ from fanwise.sources.fanotify import MODEL_MASK, DirectorySource, FanotifySource
 from fanwise.sources.inotify import InotifySource
 
 # Filesystems whose names come and go by themselves: measured, neither a mark nor a watch hears of
-# it. Opens, reads and writes are told.
-PROC_LIKE = frozenset(("proc", "sysfs"))
+# it (fusectl: of those that come). Opens, reads and writes are told. Names are told, by the same
+# measure, on debugfs, tracefs (its instances), devpts, bpf, cgroup, cgroup2, cpuset, mqueue,
+# hugetlbfs, ramfs and devtmpfs.
+PROC_LIKE = frozenset(("proc", "sysfs", "fusectl"))
 PROC_KINDS = ("opened", "accessed", "modified", "written", "attributes", "executed")
 NAME_KINDS = ("created", "renamed", "deleted")
 
@@ -86,7 +88,9 @@ _MARKED = {
     "new directories": "marked when they are told; what was made inside before that is told as"
     " created, once, with path_source current and no pid, and not what was written to it",
     "moved in": "the directory is told; all of it is marked before that",
-    "moved out": "the directory is told as deleted; its marks stay until the watch ends",
+    "moved out": "the directory is told as deleted; its marks stay until the watch ends: nothing"
+    " tells where to they could be taken off. Each keeps the inode in memory, counts against the"
+    " limit, and what it tells is read and dropped",
     "unreadable directories": "named in unwatched at the start, told as lost with source denied"
     " later",
     "replaced": "not told, but of directories",
@@ -130,6 +134,8 @@ GUARANTEES: dict[str, dict[str, str]] = {
         " lost with source limit later",
         "hard links": "on FUSE what its server makes of them: one that takes two links for two"
         " files reports a rename of one to the other, which does nothing",
+        "below a root": "a FUSE mount below a root is named in unwatched, because its server could"
+        " hold up the watch; given as a path of its own it is watched",
         "behind it": "changes of the lower filesystem that do not come through this mount are not"
         " told (overlay, FUSE)",
     },
@@ -141,6 +147,7 @@ GUARANTEES: dict[str, dict[str, str]] = {
         "loss": "as inode-marks",
         "limits": "as inode-marks",
         "cost": "a mark and an open for each directory, before the watch is ready",
+        "served": "proc, sysfs and fusectl (which tells what goes, and not what comes)",
         "new directories": "not watched: nothing tells of them",
         "unreadable directories": "named in unwatched",
         "opened, accessed": "all but what the watching process opens and reads of directories",

@@ -26,6 +26,9 @@ from ._answers import Question, may_wait, wait
 from ._change import Change
 from ._group import Group
 
+# Filesystems that are as good as a program of an ordinary user; and "fuse.NAME".
+_SERVED = frozenset(("fuse", "fuseblk"))
+
 
 class UnwatchedMount(NamedTuple):
     """A mount below a root whose changes are not told: ``path``, ``fstype``, and why.
@@ -293,6 +296,12 @@ class Below:
         if mount.fstype == "autofs":
             # Opening it would mount something, and it never has anything in it.
             return refused("autofs mounts what is asked for; that is followed when it is there")
+        if mount.fstype in _SERVED or mount.fstype.startswith("fuse."):
+            # Each of its directories would be opened and marked, and nobody asked for just that.
+            return refused(
+                "a program serves it, and one that hangs would hold up all of the watch",
+                "give it as a PATH of its own",
+            )
         try:
             group = self.make(mount, [path], self.roots)
             group.open()
