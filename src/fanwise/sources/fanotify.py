@@ -226,8 +226,8 @@ class DirectorySource(FanotifySource):
         return init(_INIT & ~FAN_UNLIMITED_QUEUE | more, path=self.path)
 
     def _make_drain(self) -> Any:
-        # What a window leaves open is looked up in each directory that it names: in fewer and longer
-        # windows that is less. A kernel's queue with an end sets how long.
+        # What a window leaves open is looked up in each directory that it names: that is less in
+        # fewer and longer windows. A kernel's queue with an end sets how long.
         pace = _PACE
         if not self._unlimited:
             pace = min(pace, _queue_limit() * _NS_A_RECORD)
