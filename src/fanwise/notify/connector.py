@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fanwise.lifetime import Lifetime
 
 from .mark import Mark, clears
-from .mask import EVENTS, ON_CHILD, ONDIR, RENAME
+from .mask import ON_CHILD, ONDIR, RENAME, REPORTED
 
 if TYPE_CHECKING:
     from .group import Group
@@ -74,7 +74,7 @@ class Connector:
         )
 
     def _resolve(self, mask: int, child: bool) -> Plan:
-        bits = mask & (ON_CHILD if child else EVENTS)
+        bits = mask & (ON_CHILD if child else REPORTED)
         ondir = bool(mask & ONDIR)
         groups, alone = [], []
         for mark in self.marks:

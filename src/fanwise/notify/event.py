@@ -48,3 +48,29 @@ class Event(msgspec.Struct, gc=False):
     def __str__(self) -> str:
         names = [repr(name) for name in (self.name, self.name2) if name is not None]
         return " ".join([show(self.mask), *names, f"pid {self.pid}"])
+
+
+OBJECT = "object"
+"""An error of the object that the event names, which is what the mark is on, or below it."""
+
+FS = "fs"
+"""An error of the filesystem that names no object."""
+
+UNPLACED = "unplaced"
+"""An error of an object of which nobody knows where it is: it may be below the mark."""
+
+
+class ErrorEvent(Event, gc=False):
+    """FS_ERROR: a filesystem found something broken.
+
+    ``error`` is the errno, positive. ``count`` is how many errors this stands for (None: one); then
+    errno, object and ``pid``, which is of who tripped over it, are those of the first. ``scope`` is
+    OBJECT, FS or UNPLACED: for a group that gets it, how its marks meet it; for who sends it,
+    UNPLACED says that ``dir`` and ``ancestors`` are not known, and FS is told by ``key`` None.
+    """
+
+    error: int = 0
+    scope: str = OBJECT
+
+    def __str__(self) -> str:
+        return f"{show(self.mask)} errno {self.error} x{self.count or 1} {self.scope}"

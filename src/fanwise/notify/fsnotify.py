@@ -11,6 +11,11 @@ a say together: bits that one asks for and none ignores. Marks of different grou
 | inode, a directory, EVENT_ON_CHILD | ACCESS to OPEN_EXEC of its children |
 | subtree | what a mark with this mask on every directory in it would be told |
 
+FS_ERROR goes by the object that is broken: to filesystem marks; to inode marks on it; to subtrees
+that it is in. An error that names no object goes to filesystem marks, and to every subtree's as of
+scope FS. One of an object of which nobody knows where it is goes to every subtree's, too, as
+UNPLACED: told to too many rather than lost. ONDIR makes no difference, as in Linux.
+
 REFS      holds the groups and, by superblock, the connectors of marked objects.
 LOCKING   none: one owner. `send` is atomic: nothing changes a mark meanwhile.
 LIFETIME  groups and superblocks come with their first use; a superblock's index stays until
@@ -25,10 +30,11 @@ from functools import partial
 import msgspec
 
 from .connector import Connector, Plan
-from .event import Event
+from .event import FS, OBJECT, UNPLACED, ErrorEvent, Event
 from .group import MARKS_LIMIT, NOTIF, QUEUE_LIMIT, Group
 from .mark import FILESYSTEM, SUBTREE, On
-from .mask import DELETE_SELF, DIRENT, EVENTS, ON_CHILD, ONDIR, Q_OVERFLOW, RENAME
+from .mask import DELETE_SELF, DIRENT, EVENTS, FS_ERROR, ON_CHILD, ONDIR, Q_OVERFLOW, RENAME
+from .reserve import ERRORS_LIMIT
 
 # Which of the two directories of a rename a group may see; a mark on the filesystem sees both.
 _OLD, _NEW = 1, 2
@@ -95,13 +101,18 @@ class Fsnotify:
         self._superblocks: dict[Hashable, Superblock] = {}
 
     def group(
-        self, cls: str = NOTIF, queue_limit: int = QUEUE_LIMIT, marks_limit: int = MARKS_LIMIT
+        self,
+        cls: str = NOTIF,
+        queue_limit: int = QUEUE_LIMIT,
+        marks_limit: int = MARKS_LIMIT,
+        errors_limit: int = ERRORS_LIMIT,
     ) -> Group:
-        """Make a group; ``queue_limit`` is of events, ``marks_limit`` of marks.
+        """Make a group; ``queue_limit`` is of events, the others of marks.
 
-        Raises MarkRefused for a class that does not exist.
+        ``errors_limit`` is of those that ask for FS_ERROR. Raises MarkRefused for a class that does
+        not exist.
         """
-        group = Group(self, cls, queue_limit, marks_limit)
+        group = Group(self, cls, queue_limit, marks_limit, errors_limit)
         self.groups[group] = None
         return group
 
@@ -146,6 +157,9 @@ class Fsnotify:
                 self.lost(event.fs, event.count, event.roots)
             elif found is None:
                 continue
+            elif mask & FS_ERROR:
+                assert isinstance(event, ErrorEvent)
+                _to_error(found, event)
             elif not mask & DIRENT:
                 _to_object(found, event, mask)
             else:
@@ -237,6 +251,41 @@ def _deliver(plans: list[Plan], event: Event, mask: int) -> None:
     for group, wanted in asked.items():
         out = wanted & ~ignored.get(group, 0)
         if out and group.queue.add(event, out | ondir):
+            group.wake()
+
+
+def _to_error(found: Superblock, event: ErrorEvent) -> None:
+    key, trees = event.key, found.trees
+    met: list[Connector] = []
+    if found.own is not None:
+        met.append(found.own)
+    elsewhere: Iterable[Connector] = ()
+    scope = OBJECT
+    if key is None:
+        scope, elsewhere = FS, trees.values()
+    else:
+        met += [index[key] for index in (found.inodes, trees) if key in index]
+        if event.scope == UNPLACED:
+            elsewhere = [tree for on, tree in trees.items() if on != key]
+        else:
+            if event.dir is not None and event.dir in trees and event.dir != key:
+                met.append(trees[event.dir])
+            met += found.above(event.ancestors)
+    asked: dict[Group, str] = {}
+    ignored: set[Group] = set()
+    for connector in met:
+        for group, wanted, ignores, _ in connector.plan(FS_ERROR).groups:
+            if wanted:
+                asked[group] = scope
+            if ignores:
+                ignored.add(group)
+    # What a subtree ignores is what is in it, and this is not known to be.
+    for connector in elsewhere:
+        for group, wanted, _, _ in connector.plan(FS_ERROR).groups:
+            if wanted:
+                asked.setdefault(group, FS if key is None else UNPLACED)
+    for group, seen in asked.items():
+        if group not in ignored and group.queue.add_error(event, seen):
             group.wake()
 
 

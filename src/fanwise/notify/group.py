@@ -17,8 +17,11 @@ from fanwise._errors import BusyError, ClosedError, MarkRefused
 from fanwise.lifetime import Lifetime, Steps, Until
 
 from .event import Event
-from .mark import Mark, On, checked
+from .mark import IGNORES, Mark, On, checked
+from .mask import FS_ERROR
 from .queue import Queue
+from .reader import Reader
+from .reserve import ERRORS_LIMIT, Reserve
 
 if TYPE_CHECKING:
     from .fsnotify import Fsnotify
@@ -40,6 +43,8 @@ CLOSE = Steps(
         "wait for marks": "every mark of the group is freed (G4)",
         "free events": "the queue holds no event (G5)",
         "free overflow": "nor an overflow (G6)",
+        "wait for readers": "every error's slot came back",
+        "free reserve": "the group has no slot",
         "put group": "the core does not know the group (G7)",
     },
 )
@@ -57,6 +62,7 @@ class Group:
         "_waiters",
         "cls",
         "dying",
+        "errors",
         "marks",
         "marks_limit",
         "marks_used",
@@ -66,11 +72,19 @@ class Group:
 
     state: str
 
-    def __init__(self, core: "Fsnotify", cls: str, queue_limit: int, marks_limit: int) -> None:
+    def __init__(
+        self,
+        core: "Fsnotify",
+        cls: str,
+        queue_limit: int,
+        marks_limit: int,
+        errors_limit: int = ERRORS_LIMIT,
+    ) -> None:
         if cls not in (NOTIF, CONTENT, PRE_CONTENT):
             raise MarkRefused(f"no class of groups is {cls!r}")
         self.cls = cls
-        self.queue = Queue(queue_limit)
+        self.errors = Reserve(errors_limit)
+        self.queue = Queue(queue_limit, self.errors)
         self.marks: dict[On, Mark] = {}  # attached
         self.dying: dict[Mark, None] = {}  # detached, not yet freed
         self.marks_limit, self.marks_used = marks_limit, 0
@@ -86,17 +100,21 @@ class Group:
         ``flags``: IGNORE or IGNORED_MASK, and SURV_MODIFY, of `fanwise.notify.mark`, as for
         fanotify_mark(2). One difference: an ignore mask that does not survive modifications is
         added although the file is open for writing, which is not known here.
-        Raises MarkRefused (also when the group has its number of marks) and ClosedError.
+        Raises MarkRefused (also when the group has its number of marks, and for FS_ERROR when there
+        is no room for one more error) and ClosedError.
         """
         self._refuse_closed()
         mask = checked(on, mask, flags, adding=True)
         mark = self.marks.get(on)
+        if mark is None and self.marks_used >= self.marks_limit:
+            raise MarkRefused(
+                f"the group has {self.marks_limit} marks, its limit",
+                "remove some, or make the group with a higher marks_limit",
+            )
+        if mask & FS_ERROR and not flags & IGNORES and not (mark and mark.mask & FS_ERROR):
+            # First, because it can fail; nothing below does when this is asked for.
+            self.errors.mark(on.fs)
         if mark is None:
-            if self.marks_used >= self.marks_limit:
-                raise MarkRefused(
-                    f"the group has {self.marks_limit} marks, its limit",
-                    "remove some, or make the group with a higher marks_limit",
-                )
             connector = self._core.superblock(on.fs).connector(on)
             self.marks_used += 1
             mark = self.marks[on] = Mark(self, on, connector)
@@ -125,6 +143,15 @@ class Group:
         """
         self._refuse_closed()
         return self.queue.pop(most)
+
+    def reader(self) -> Reader:
+        """Make a reader that says when it is done with an error, with room for that error.
+
+        Raises MarkRefused when there is none, and ClosedError.
+        """
+        self._refuse_closed()
+        self.errors.enter()
+        return Reader(self)
 
     def wait(self, wake: Callable[[], None]) -> None:
         """Register a waiter: ``wake`` is called when an empty queue gets an event, and at the end.
@@ -174,9 +201,14 @@ class Group:
             self.queue.free_overflow()
             self._once("REAPED", "flush")
         if self.state == "FLUSHED":
+            yield CLOSE.until("wait for readers", lambda: not self.errors.readers)
+            yield "free reserve"
+            self.errors.close()
+            self._once("FLUSHED", "drain")
+        if self.state == "DRAINED":
             yield "put group"
             self._core.groups.pop(self, None)
-            self._once("FLUSHED", "put")
+            self._once("DRAINED", "put")
 
     # Two runs may end one group between them; what one has done the other finds done.
     def _once(self, state: str, transition: str) -> None:
@@ -209,14 +241,15 @@ class Group:
 
 GROUP: Lifetime[Group] = Lifetime(
     "Group",
-    states=("OPEN", "STOPPED", "UNMARKED", "RELEASED", "REAPED", "FLUSHED", "CLOSED"),
+    states=("OPEN", "STOPPED", "UNMARKED", "RELEASED", "REAPED", "FLUSHED", "DRAINED", "CLOSED"),
     transitions={
         "stop": "OPEN -> STOPPED",
         "unmark": "STOPPED -> UNMARKED",
         "release": "UNMARKED -> RELEASED",
         "reap": "RELEASED -> REAPED",
         "flush": "REAPED -> FLUSHED",
-        "put": "FLUSHED -> CLOSED",
+        "drain": "FLUSHED -> DRAINED",
+        "put": "DRAINED -> CLOSED",
     },
     invariants={
         "an unmarked group has no mark attached": lambda g: (
@@ -226,10 +259,13 @@ GROUP: Lifetime[Group] = Lifetime(
             g.state in ("OPEN", "STOPPED", "UNMARKED") or not g._waiters
         ),
         "every mark is freed before any event is": lambda g: (
-            g.state not in ("REAPED", "FLUSHED", "CLOSED") or not (g.marks or g.dying)
+            g.state not in ("REAPED", "FLUSHED", "DRAINED", "CLOSED") or not (g.marks or g.dying)
         ),
         "a flushed group has nothing queued": lambda g: (
-            g.state not in ("FLUSHED", "CLOSED") or not len(g.queue)
+            g.state not in ("FLUSHED", "DRAINED", "CLOSED") or not len(g.queue)
+        ),
+        "a drained group has no slot and no reader": lambda g: (
+            g.state not in ("DRAINED", "CLOSED") or g.errors.state == "CLOSED"
         ),
     },
 )

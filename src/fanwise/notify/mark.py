@@ -21,7 +21,6 @@ from fanwise.lifetime import Lifetime
 from .mask import (
     DIRENT,
     EVENT_ON_CHILD,
-    EVENTS,
     FLAGS,
     FS_ERROR,
     MODIFY,
@@ -29,6 +28,7 @@ from .mask import (
     ONDIR,
     PERMISSION,
     Q_OVERFLOW,
+    REPORTED,
     show,
 )
 
@@ -46,7 +46,7 @@ IGNORE = fan.FAN_MARK_IGNORE
 IGNORED_MASK = fan.FAN_MARK_IGNORED_MASK
 SURV_MODIFY = fan.FAN_MARK_IGNORED_SURV_MODIFY
 
-_IGNORES = IGNORE | IGNORED_MASK
+IGNORES = IGNORE | IGNORED_MASK
 _OF_DIRECTORIES = DIRENT | FLAGS
 
 
@@ -109,6 +109,8 @@ class Mark:
             del self.group.marks[self.on]
             self.group.dying[self] = None
             MARK.advance(self, "detach")
+            if self.mask & FS_ERROR:
+                self.group.errors.unmark(self.on.fs)
             if self.connector is not None:
                 self.connector.forget()
 
@@ -148,7 +150,7 @@ class Mark:
                 "the mark's ignore mask survives modifications, and cannot be made not to",
                 "add with SURV_MODIFY, or remove the mark first",
             )
-        if flags & _IGNORES:
+        if flags & IGNORES:
             self.ignore |= mask
             self.ignore_flags |= bool(flags & IGNORE)
             self.survives |= bool(flags & SURV_MODIFY)
@@ -160,10 +162,12 @@ class Mark:
     def cut(self, mask: int, flags: int) -> bool:
         """Remove from the mask or the ignore mask; whether nothing is left and it has to go."""
         fixed = _fixed(self.on, flags)
-        if flags & _IGNORES:
+        if flags & IGNORES:
             self.ignore &= ~(mask & ~fixed)
         else:
-            self.mask &= ~(mask & ~fixed)
+            had, self.mask = self.mask, self.mask & ~(mask & ~fixed)
+            if had & ~self.mask & FS_ERROR:
+                self.group.errors.unmark(self.on.fs)
         if self.connector is not None:
             self.connector.forget()
         return not (self.mask | self.ignore) & ~fixed
@@ -177,7 +181,7 @@ class Mark:
 
         The old kind of ignore mask is about directories always, and about children if the mask is.
         """
-        ignore = self.ignore & EVENTS
+        ignore = self.ignore & REPORTED
         if not ignore or not (ondir or child):
             return ignore
         flags = self.ignore if self.ignore_flags else ONDIR | (self.mask & EVENT_ON_CHILD)
@@ -229,21 +233,19 @@ def checked(on: On, mask: int, flags: int, adding: bool) -> int:
         )
     if on.kind not in (INODE, SUBTREE, FILESYSTEM):
         raise MarkRefused(f"no mark is on a {on.kind!r}")
-    if flags & ~(_IGNORES | SURV_MODIFY):
+    if flags & ~(IGNORES | SURV_MODIFY):
         raise MarkRefused(f"unknown flags {flags:#x}", "IGNORE, IGNORED_MASK and SURV_MODIFY are")
-    if flags & _IGNORES == _IGNORES:
+    if flags & IGNORES == IGNORES:
         raise MarkRefused("IGNORE and IGNORED_MASK exclude each other")
     if mask & PERMISSION:
         raise MarkRefused(
             f"{show(mask & PERMISSION)} waits for a verdict, and verdicts cannot be given yet"
         )
-    if mask & FS_ERROR:
-        raise MarkRefused("FS_ERROR needs a reserve of queue room, which groups do not have yet")
     if mask & OF_MOUNTS:
         raise MarkRefused(f"{show(mask & OF_MOUNTS)} is of a mount namespace, not of a filesystem")
     if mask & Q_OVERFLOW:
         raise MarkRefused("Q_OVERFLOW is told to every group, and cannot be asked for")
-    if not mask or mask & ~(EVENTS | FLAGS):
+    if not mask or mask & ~(REPORTED | FLAGS):
         raise MarkRefused(f"not a mask of events: {show(mask)}")
     is_file = on.kind == INODE and not on.directory
     if flags & IGNORED_MASK:

@@ -45,6 +45,9 @@ SELF = DELETE_SELF | MOVE_SELF
 """Told to the object alone: no name, no parent."""
 
 EVENTS = DIRENT | ON_CHILD | SELF
+"""What is done to objects."""
+
+REPORTED = EVENTS | FS_ERROR
 """What a mark can ask for."""
 
 FLAGS = EVENT_ON_CHILD | ONDIR

@@ -9,6 +9,9 @@ What finds no room is counted in one OVERFLOW event at the end of the queue. The
 gap: as long as nothing else was queued behind it, it takes further losses too; fanotify has one a
 queue, which stays where it is when something is lost again behind it.
 
+Errors have a queue and room of their own, `Reserve`; each is read where it stands among the other
+events, as one queue would give it. They take no room of these, and a full queue takes none of them.
+
 REFS      owns its events; those that were read belong to the reader.
 LOCKING   none: one owner.
 LIFETIME  the group's: `stop`, `flush` and `free_overflow` are steps of its end.
@@ -17,8 +20,9 @@ LIFETIME  the group's: `stop`, `flush` and `free_overflow` are steps of its end.
 from collections import deque
 from typing import TypeAlias
 
-from .event import Event
+from .event import ErrorEvent, Event
 from .mask import ONDIR, Q_OVERFLOW, RENAME
+from .reserve import Reserve, Slot
 
 BUCKETS = 128  # 1 << FANOTIFY_HTABLE_BITS
 MERGE_DEPTH = 128  # FANOTIFY_MAX_MERGE_EVENTS, per bucket
@@ -32,11 +36,15 @@ _Key: TypeAlias = tuple[object, ...]
 class Queue:
     """Events that nobody has read yet. ``limit`` is their number; an overflow may stand behind."""
 
-    __slots__ = ("_added", "_events", "_found", "_lost", "_roots", "limit", "stopped")
+    __slots__ = (
+        "_added", "_events", "_found", "_lost", "_out", "_roots", "errors", "limit", "stopped",
+    )  # fmt: skip
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, errors: Reserve | None = None) -> None:
         self.limit = limit
         self.stopped = False
+        self.errors = Reserve() if errors is None else errors
+        self._out = 0  # events, errors not counted, that were taken out so far
         self._events: deque[tuple[Event, _Key | None]] = deque()
         # The newest event of each key that is still queued, and its number in its bucket.
         self._found: dict[_Key, tuple[Event, int]] = {}
@@ -45,7 +53,7 @@ class Queue:
         self._roots: set[bytes] = set()
 
     def __len__(self) -> int:
-        return len(self._events)
+        return len(self._events) + self.errors.queued
 
     def add(self, event: Event, mask: int) -> bool:
         """Queue a copy of ``event`` with ``mask``, merge it, or count it as lost.
@@ -91,6 +99,17 @@ class Queue:
         else:
             events.append((copy, None))
         self._lost = None
+        return not (waiting or self.errors.queued)
+
+    def add_error(self, event: ErrorEvent, scope: str) -> bool:
+        """Take an error in, however full the queue is.
+
+        Whether the queue was empty, and a reader has to be woken.
+        """
+        if self.stopped:
+            return False
+        waiting = len(self)
+        self.errors.add(event, scope, self._out + len(self._events))
         return not waiting
 
     def lose(self, count: int | None, roots: tuple[bytes | None, ...] | None) -> bool:
@@ -112,16 +131,49 @@ class Queue:
             new = [root for root in roots if root is not None and root not in self._roots]
             self._roots.update(new)
             lost.roots = (*lost.roots, *new) if len(self._roots) <= MOST_ROOTS else None
-        return len(self._events) == 1
+        return len(self) == 1
 
     def pop(self, most: int | None = None) -> list[Event]:
         """Take up to ``most`` events out (None: all), oldest first; they are the caller's."""
+        if not self.errors.queued:
+            return self._pop(most)
+        # Nothing is taken before everything is copied.
+        out: list[Event] = []
+        events, slot, errors = iter(self._events), self.errors.first, 0
+        while most is None or len(out) < most:
+            if slot is not None and slot.behind <= self._out + len(out) - errors:
+                out.append(slot.event.__copy__())  # type: ignore[attr-defined]
+                slot, errors = slot.next, errors + 1
+                continue
+            entry = next(events, None)
+            if entry is None:
+                break
+            out.append(entry[0])
+        self._pop(len(out) - errors)
+        self.errors.deliver(errors)
+        return out
+
+    def take(self, most: int | None = None) -> tuple[list[Event], Slot | None]:
+        """Take events out as `pop` does, up to the first error, which is taken in its slot."""
+        slot = self.errors.first
+        if slot is None:
+            return self._pop(most), None
+        before = slot.behind - self._out
+        if most is not None and most <= before:
+            return self._pop(most), None
+        out = self._pop(before)
+        slot = self.errors.take()
+        out.append(slot.event)
+        return out, slot
+
+    def _pop(self, most: int | None) -> list[Event]:
         events, found = self._events, self._found
         if most is None or most >= len(events):
             out = [event for event, _ in events]
             events.clear()
             found.clear()
             self._lost = None
+            self._out += len(out)
             return out
         out = []
         for _ in range(most):
@@ -129,10 +181,12 @@ class Queue:
             if key is not None and found[key][0] is event:
                 del found[key]
             out.append(event)
+        self._out += most
         return out
 
     def flush(self) -> None:
-        """Free every event but the overflows."""
+        """Free every event but the overflows; errors that nobody read are counted as abandoned."""
+        self.errors.flush()
         self._events = deque(entry for entry in self._events if entry[0].mask & Q_OVERFLOW)
         self._found.clear()
 

@@ -5,11 +5,12 @@ of directories, and keeps it as of the record: a directory that a rename replace
 any more when its own last records come, and so its former parent is not told of them, as in Linux.
 """
 
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
-from fanwise.kernel.records import DFID, FID, NEW_DFID_NAME, Fid, Record
-from fanwise.notify.event import Event
-from fanwise.notify.mask import MOVED_FROM, MOVED_TO, ONDIR, Q_OVERFLOW, RENAME
+from fanwise.kernel.records import DFID, FID, NEW_DFID_NAME, Fid, FsError, Record
+from fanwise.notify.event import OBJECT, UNPLACED, ErrorEvent, Event
+from fanwise.notify.mask import FS_ERROR, MOVED_FROM, MOVED_TO, ONDIR, Q_OVERFLOW, RENAME
 
 Above = Callable[[bytes], tuple[bytes, ...]]
 """The handles of the directories above a directory, nearest first; empty for one not known."""
@@ -24,6 +25,9 @@ def to_events(records: Iterable[Record], fs: Hashable, above: Above) -> Iterator
     """
     for record in records:
         mask = record.mask
+        if mask & FS_ERROR:
+            yield _error(record, fs, above)
+            continue
         key = folder = name = folder2 = name2 = None
         for info in record.infos:
             if type(info) is Fid:
@@ -50,3 +54,27 @@ def to_events(records: Iterable[Record], fs: Hashable, above: Above) -> Iterator
         yield Event(mask, fs, key, folder, name, folder2, name2, pid, ancestors, ancestors2)
         yield Event(MOVED_FROM | ondir, fs, key, folder, name, None, None, pid, ancestors)
         yield Event(MOVED_TO | ondir, fs, key, folder2, name2, None, None, pid, ancestors2)
+
+
+_NO_OBJECT = (0xFF).to_bytes(4, sys.byteorder)  # a handle of type FILEID_INVALID, without bytes
+
+
+# Which directory a file is in is not in the record. A directory can be found by what is above it.
+def _error(record: Record, fs: Hashable, above: Above) -> ErrorEvent:
+    key, error, count = None, 0, 1
+    for info in record.infos:
+        if type(info) is Fid and info.key != _NO_OBJECT:
+            key = info.key
+        elif type(info) is FsError:
+            error, count = info
+    ancestors = above(key) if key is not None else ()
+    return ErrorEvent(
+        FS_ERROR,
+        fs,
+        key,
+        pid=record.pid,
+        ancestors=ancestors,
+        count=count,
+        error=error,
+        scope=OBJECT if ancestors or key is None else UNPLACED,
+    )
