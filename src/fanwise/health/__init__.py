@@ -8,6 +8,10 @@
 
     report = health.look("/srv")            # once, without listening
 
+    with health.writeback_errors("/srv/db") as errors:  # of one's own files, without fsync
+        for error in errors:
+            ...                             # health.WritebackError
+
 Names are loaded when they are first used.
 """
 
@@ -37,6 +41,11 @@ if TYPE_CHECKING:
         acknowledge as acknowledge,
         look as look,
     )
+    from fanwise.health._writeback import (
+        WritebackError as WritebackError,
+        WritebackErrors as WritebackErrors,
+        writeback_errors as writeback_errors,
+    )
     from fanwise.sources.state import SourceState as SourceState
 
 # Where each public name lives. A name is public when it stands here and in the block above.
@@ -59,6 +68,9 @@ _HOMES = {
     "acknowledge": "fanwise.health._look",
     "channels": "fanwise.health._doctor",
     "look": "fanwise.health._look",
+    "WritebackError": "fanwise.health._writeback",
+    "WritebackErrors": "fanwise.health._writeback",
+    "writeback_errors": "fanwise.health._writeback",
 }
 
 __all__ = sorted(_HOMES)
