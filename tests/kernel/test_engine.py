@@ -14,8 +14,8 @@ from fanwise import config
 from fanwise.health._engine import Engine, Sources
 from fanwise.health._incident import Incident
 from fanwise.health._keeping import Keeping
+from fanwise.health._locate import Paths
 from fanwise.health._places import Keeper
-from fanwise.health._search import Search
 from fanwise.kernel import fanotify as fan
 from tests.kernel.conftest import run
 from tests.kernel.faults import code_of, fsync, read, volume
@@ -65,7 +65,7 @@ def listening(where, *points, trace=True, settings=SETTINGS, deadline=5.0):
             Keeping(Keeper(where / "state" / "health.db", where / "second.db")),
             settings,
             points=[os.fsencode(point) for point in points],
-            locator=Search(),
+            locator=Paths(),
             tracefs=str(tracefs),
             deadline=deadline,
         )

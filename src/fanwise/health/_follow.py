@@ -23,7 +23,7 @@ from fanwise.health._filesystems import readable
 from fanwise.health._incident import Incident
 from fanwise.health._incidents_db import SCHEMA, Incidents
 from fanwise.health._keeping import Keeping
-from fanwise.health._search import Search
+from fanwise.health._locate import Paths
 from fanwise.kernel.mounts import Mount, mount_of, mounts
 from fanwise.lifetime import Lifetime
 from fanwise.sources.state import SourceState
@@ -186,7 +186,7 @@ class Follow:
             self.settings,
             points=self.selection.points,
             rules=rules,
-            locator=Search(),
+            locator=Paths(),
             tracefs=self.settings.tracefs or None,
         )
         try:

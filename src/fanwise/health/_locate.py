@@ -367,6 +367,8 @@ class Paths:
                 point=os.fsencode(fs.mounts[0]),
                 ino=ino,
                 gen=incident.object.gen or None,  # 0: ext4 could not read the inode
+                # Opening a broken inode, by whatever way, raises the error once more: only names.
+                ways=_WAYS if fs.fstype == "btrfs" else ("search",),
             )
         )
 
