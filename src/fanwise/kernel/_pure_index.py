@@ -86,7 +86,7 @@ class Index:
         return self._count
 
     def __contains__(self, directory: bytes) -> bool:
-        return directory in self._dirs
+        return _key(directory) in self._dirs
 
     @property
     def nbytes(self) -> int:
@@ -116,10 +116,10 @@ class Index:
 
     def put(self, directory: bytes, name: bytes, is_dir: bool, bound: int = 0, /) -> None:
         """Put a name of which no more is known than that it is there, told up to ``bound`` (ns)."""
-        names, name = self._dirs.get(_key(directory)), _name(name)
-        if names is None:
-            names = self._dirs[directory] = {}
-        self._put(names, name, _Entry(bool(is_dir), bound))
+        _key(directory), _name(name)
+        _bool(is_dir)
+        _ns(bound)
+        self._put(self._dirs.setdefault(directory, {}), name, _Entry(is_dir, bound))
 
     def remove(self, directory: bytes, name: bytes, /) -> bool:
         """Remove a name; whether it was there."""
@@ -135,6 +135,11 @@ class Index:
         entry.known &= ~_CTIME
         self._put(self._dirs.setdefault(directory2, {}), name2, entry)
         return True
+
+    def find(self, directory: bytes, name: bytes, /) -> bool | None:
+        """Whether a name is a directory's; None when it is not there."""
+        entry = self._dirs.get(_key(directory), {}).get(_name(name))
+        return None if entry is None else entry.is_dir
 
     def names(self, directory: bytes, /) -> list[tuple[bytes, bool]]:
         """(name, is a directory) of a directory, by name; [] when it is not held."""
@@ -168,11 +173,12 @@ class Index:
         [(what, name, is a directory)]: deletions first, each part by name. Raises ValueError, with
         nothing changed, for a listing that is none.
         """
+        _key(directory)
+        _check_firsts(firsts)
+        _bool(learn)
+        _ns(told)
         listed = _unpack(listing)
-        for name, (there, is_dir) in (firsts or {}).items():
-            if type(name) is not bytes or type(there) is not bool or type(is_dir) is not bool:
-                raise TypeError("firsts: bytes -> (bool, bool)")
-        names = self._dirs.setdefault(_key(directory), {})
+        names = self._dirs.setdefault(directory, {})
         deleted: list[tuple[int, bytes, bool]] = []
         rest: list[tuple[int, bytes, bool]] = []
         there_before = {} if not firsts else {n: f for n, f in firsts.items() if _is_name(n)}
@@ -213,6 +219,7 @@ class Index:
         ``before``: ns, up to which everything was told before it; the bound of names made in it.
         A name both created and deleted in one record is taken to be gone.
         """
+        _ns(before)
         if isinstance(window, Decoder):
             records = window._recs
         elif isinstance(window, bytes):
@@ -278,6 +285,8 @@ class Index:
 
 
 def _key(directory: bytes) -> bytes:
+    if not isinstance(directory, bytes):
+        raise TypeError("bytes are required")
     if len(directory) > KEY_MAX:
         raise ValueError("handle key longer than 132 bytes")
     return directory
@@ -288,9 +297,32 @@ def _is_name(name: bytes) -> bool:
 
 
 def _name(name: bytes) -> bytes:
+    if not isinstance(name, bytes):
+        raise TypeError("bytes are required")
     if not _is_name(name):
         raise ValueError("not a name")
     return name
+
+
+def _bool(value: bool) -> None:
+    if type(value) is not bool:
+        raise TypeError("a bool is required")
+
+
+def _ns(value: int) -> None:
+    if not isinstance(value, int):
+        raise TypeError("nanoseconds: an integer is required")
+    if not -(1 << 63) <= value < 1 << 63:
+        raise OverflowError("nanoseconds: too large")
+
+
+def _check_firsts(firsts: Any) -> None:
+    if firsts is None:
+        return
+    for name, first in firsts.items() if isinstance(firsts, dict) else ((None, None),):
+        pair = isinstance(first, tuple) and [type(each) for each in first] == [bool, bool]
+        if type(name) is not bytes or not pair:
+            raise TypeError("firsts: bytes -> (bool, bool)")
 
 
 def _replaced(entry: _Entry | None) -> int:
@@ -302,9 +334,11 @@ def _replaced(entry: _Entry | None) -> int:
 def _difference(entry: _Entry, data: Listed, told: int) -> int:
     ino, size, mtime, ctime, flags = data
     is_dir, known = bool(flags & LISTED_DIR), entry.known
+    if entry.is_dir != is_dir:
+        return _replaced(entry)
     if flags & LISTED_HIDDEN:  # nothing is seen but the name and the type
-        return _replaced(entry) if entry.is_dir != is_dir else 0
-    if entry.is_dir != is_dir or (known & _INO and entry.ino != ino):
+        return 0
+    if known & _INO and entry.ino != ino:
         return _replaced(entry)
     later = ctime > max(entry.ctime, told)
     if is_dir:

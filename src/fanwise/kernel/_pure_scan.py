@@ -41,6 +41,8 @@ def scan_dirs(
     failed: list[tuple[bytes, int]] = []
     lists: list[tuple[bytes, bytes]] = []
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOATIME
+    if names not in (0, 1, 2):
+        raise ValueError("names: 0, 1 or 2")
     for key in keys:
         if not 4 <= len(key) <= 132:
             raise ValueError("not a handle key")

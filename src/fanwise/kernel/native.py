@@ -54,13 +54,13 @@ def parts(pure: bool | None = None) -> Parts:
             _pure_index.Index,
             _pure_scan.scan_dirs,
         )
-    from . import _native, _pure_index
+    from . import _native
 
     return Parts(
         "native",
         _native.Drain,
         _native.Tree,
         _native.Decoder,
-        getattr(_native, "Index", _pure_index.Index),
+        _native.Index,
         _native.scan_dirs,
     )
