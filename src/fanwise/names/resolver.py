@@ -20,7 +20,8 @@ from fanwise.kernel.mounts import Mount
 from fanwise.kernel.native import Parts
 
 from .directories import Directories
-from .intake import Intake
+from .index import Files, overflow_at
+from .intake import Chunk, Intake
 from .repair import BEHIND, Repair
 from .scan import Scanner
 from .settler import Settler
@@ -43,6 +44,7 @@ class Resolver:
         sync: Callable[[], bool],
         settings: Settings,
         gap: Callable[[], dict[bytes, int] | None] = lambda: None,
+        index: bool = False,
     ) -> None:
         self.dirs = directories
         self.lookup = directories.lookup
@@ -61,7 +63,13 @@ class Resolver:
             self.teller, directories, self.decoder, self.intake, gone, self.verifier.told_both
         )
         self.expander = self.settler.expander
+        self.files = Files(self, parts.Index()) if index else None
+        if self.files is not None:
+            self.settler.files = self.files
+            self.expander.files_of = self.files.files_in
+            self.expander.came = self.files.came
         self._open = False
+        self._empty_at = 0  # when what stands before an empty queue was read, ns
         self._quiet = False  # no scan, nothing carried over: a window can be taken at once
         self._drained = True  # nothing can be merged into what was read
         self._empty = True  # the queue was seen empty behind it
@@ -98,18 +106,24 @@ class Resolver:
                 chunk = self.intake.pop()
                 if chunk is None:
                     return rows
-                if chunk.lost or not chunk.drained or not chunk.data:
+                special = chunk.lost or not chunk.drained or not chunk.data
+                if special or (self.files is not None and overflow_at(chunk.data) >= 0):
                     self.intake.unpop(chunk)
                 else:
                     plain = self.decoder.plain(chunk.data, chunk.when / 1e9, limit)
                     if plain is None:
                         self._open = self._drained = self._empty = True
+                        self._empty_at = chunk.when
                         self._look((), True)
                     else:
                         rows, stop, left = plain
+                        self._empty_at = chunk.when
                         if left is not None:
                             if left:
                                 self.settler.note_gone(left)
+                            if self.files is not None:
+                                self.files.plain(chunk.data)
+                                self.files.emptied(chunk.when)
                             return self.teller.filter(rows)
                         self._open = self._drained = self._empty = True
                         if not stop:
@@ -157,6 +171,9 @@ class Resolver:
         while records < WINDOW:
             chunk = self.intake.pop()
             if chunk is None:
+                if not records and self.repair.late and self.intake.sync() and not self.intake:
+                    drained = True
+                    break
                 if not records or drained:
                     break
                 # The reader is between two reads, or a full ring hid that the queue was empty.
@@ -182,7 +199,19 @@ class Resolver:
                     self._rest(rows)
                 return False
             if chunk.data:
+                if self.files is not None:
+                    # What follows an overflow is a window of its own: the repair begins there.
+                    first = overflow_at(chunk.data)
+                    if not first and records:
+                        self.intake.unpop(chunk)
+                        break
+                    second = first if first else overflow_at(chunk.data, 24)
+                    if second > 0:
+                        chunk = self._cut(chunk, second)
+                        records += self.decoder.add(chunk.data, chunk.when / 1e9)
+                        break
                 records += self.decoder.add(chunk.data, chunk.when / 1e9)
+            self._empty_at = chunk.when
             drained = chunk.drained
             if drained and records:
                 break
@@ -197,6 +226,12 @@ class Resolver:
         self.repair.note(self.decoder)
         return records > 0
 
+    def _cut(self, chunk: Chunk, at: int) -> Chunk:
+        # Take the records of a chunk up to a position; the others are queued again.
+        rest = Chunk(chunk.data[at:], chunk.when, chunk.drained, 0)
+        self.intake.unpop(rest)
+        return Chunk(chunk.data[:at], chunk.when, False, 0)
+
     def _rest(self, rows: list[Any]) -> None:
         # The queue was seen empty, and all that was read before it is decoded.
         if not self.repair.rest(rows):
@@ -209,6 +244,10 @@ class Resolver:
         self.verifier.begin()
 
     def _end(self, rows: list[Any]) -> None:
+        if self.files is not None:
+            self.files.window()
+            if self._empty:
+                self.files.emptied(self._empty_at)
         self.verifier.end(rows, self._drained)
         self.settler.end(self._drained)
         for at in self._currents:
@@ -257,7 +296,9 @@ class Resolver:
                 elif not (dirs.dead and key in dirs.dead):
                     dirs.observed[key] = parent, name
                     # What appears in a leaf from now on is in the stream.
-                    leaf = leaf and not self.repair.active  # then its names are wanted
+                    leaf = leaf and not self.repair.listing  # then its names are wanted
+                    if self.files is not None:
+                        self.files.found(key, parent)
                     scanned.append((key, flags.SCANNED if leaf else 0))
         firsts = self.firsts()
         asked: set[bytes] = set()
@@ -310,6 +351,8 @@ class Resolver:
             if repair.active:
                 repair.end(rows)
             self.scanned = True
+            if self.files is not None:
+                self.files.scanned()
         self._quiet = not (
             self.dirs.unscanned
             or self.scanner.busy
@@ -321,7 +364,7 @@ class Resolver:
 
     def _give(self, keys: list[bytes]) -> None:
         self.repair.given(keys)
-        self.scanner.give(keys, self.repair.active)
+        self.scanner.give(keys, self.repair.listing)
 
     def _mark_top(self, add: int, clear: int) -> None:
         for at in self.tree.ids():
@@ -335,7 +378,8 @@ class Resolver:
         roots = tuple(root.path for root in self.dirs.roots)
         path = roots[0] if roots else ""
         common = None, True, 0, None, time.time(), "current", None, False, None, False
-        self.teller.say(rows, ("lost",), path, *common, roots, count, source)
+        more = () if self.files is None else (None, None, False, self.files.baseline)
+        self.teller.say(rows, ("lost",), path, *common, roots, count, source, *more)
         if noted is not None:
             for key, bits in self.verifier.unsettled().items():
                 noted[key] = noted.get(key, 0) | bits
@@ -349,6 +393,11 @@ class Resolver:
             self._loss_of_all(rows)
 
     def _loss_of_all(self, rows: list[Any]) -> None:
+        if self.files is not None:  # what a consumer believes is in the tree
+            if not self.repair.mend_all(rows):
+                self.stale = True
+                self._mark_top(flags.CURRENT, 0)
+            return
         self.scanner.reset()
         self.stale = True
         self._currents.clear()

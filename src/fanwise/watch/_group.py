@@ -46,6 +46,7 @@ class Group:
         wake: Callable[[], None],
         helpers: Helpers | None = None,
         anchors: Callable[[], list[str]] | None = None,
+        index: bool = False,
     ) -> None:
         self.mount = mount
         # Of a mount below a root; then globs with a slash begin at the roots of the watch.
@@ -58,6 +59,7 @@ class Group:
         self._parts, self._settings = parts, settings
         self._exclude, self._recursive, self._wake = exclude, recursive, wake
         self._helpers = helpers
+        self._index = index
         self.resolver: Resolver
         self.scanner: Scanner
         self._farewell: str | None = None
@@ -99,6 +101,7 @@ class Group:
                 lambda: bool(drain.sync(_SYNC_SECONDS)),
                 self._settings,
                 drain.gap,
+                self._index,
             )
             self.resolver.start()
         except BaseException:

@@ -128,6 +128,7 @@ class Watch:
         pure: bool | None,
         who: bool = False,
         mounts: bool = True,
+        index: bool = False,
     ) -> None:
         if not paths:
             raise FanwiseError("nothing to watch", "give at least one path")
@@ -164,6 +165,7 @@ class Watch:
         self.timeout = timeout
         self._parts = parts(pure)
         self._who = Who() if who else None
+        self._index = index
         self._groups: list[Group] = []
         self._helpers: Helpers | None = None
         self._roots: list[WatchedRoot] = []
@@ -227,7 +229,7 @@ class Watch:
         settings = Settings(Change, KIND_TABLE, self._mask, self._pids)
         mask, queue, parts, helpers = self._mask, self._queue, self._parts, self._helpers
         exclude, recursive, wake = self._exclude, self._recursive, self._waker.wake
-        named = self._who is not None
+        named, index = self._who is not None, self._index
 
         def make(mount: Mount, paths: list[str], anchors: Callable[[], list[str]] | None) -> Group:
             group = Group(
@@ -242,6 +244,7 @@ class Watch:
                 wake,
                 helpers,
                 anchors,
+                index,
             )
             if named:
                 group.windows = Windows()
@@ -535,13 +538,21 @@ class Watch:
 
     @property
     def scanned(self) -> bool:
-        """Whether every directory below the roots is known; paths are right before that too."""
+        """Whether every directory below the roots is known; paths are right before that too.
+
+        With ``index``: whether every name is.
+        """
         return all(group.resolver.scanned for group in self._groups)
 
     @property
     def directories(self) -> int:
         """Directories known now."""
         return sum(len(group.resolver.tree) for group in self._groups)
+
+    @property
+    def names(self) -> int:
+        """Names held in the index; 0 without ``index``."""
+        return sum(len(group.resolver.files) for group in self._groups if group.resolver.files)
 
     @property
     def implementation(self) -> str:
@@ -556,12 +567,17 @@ class Watch:
     def stats(self) -> dict[str, int]:
         """Return counters: records, bytes, reads, lost, backlog_bytes, peak_bytes, tree_bytes.
 
+        With ``index`` also index_names and index_bytes.
         With ``who`` also who_trace_records, who_trace_lost and who_processes.
         """
         total: dict[str, int] = {"tree_bytes": 0, **self._below.past}
         if self._who is not None:
             total |= self._who.stats()
+        if self._index:
+            total |= {"index_names": self.names, "index_bytes": 0}
         for group in self._groups:
+            if group.resolver.files is not None:
+                total["index_bytes"] += group.resolver.files.nbytes
             total["tree_bytes"] += group.resolver.tree.nbytes
             for key, value in group.source.drain.stats().items():
                 total[key] = total.get(key, 0) + value
@@ -610,6 +626,7 @@ def watch(
     pure: bool | None = None,
     who: bool = False,
     mounts: bool = True,
+    index: bool = False,
 ) -> Watch:
     """Watch files and directories, with everything below them, for changes.
 
@@ -627,6 +644,8 @@ def watch(
     iteration ends when nothing came for so many seconds. ``pure``: True for the Python twin of the
     native module. ``who``: find out which process did each change; see `Process`. ``mounts``:
     follow what is mounted below a root, now or later; False stays on the filesystems of the roots.
+    ``index``: keep every name with its size and times; after a loss the differences are told then,
+    and no ``relisted``.
 
     Nothing starts before ``with``. Needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH. See `Change`, and
     the page on guarantees for what is promised and what breaks it.
@@ -634,4 +653,6 @@ def watch(
     Raises FanwiseError for arguments that make no sense, NotWatchable on entering.
     Linux reference: fanotify(7).
     """
-    return Watch(paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure, who, mounts)
+    return Watch(
+        paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure, who, mounts, index
+    )
