@@ -57,6 +57,8 @@ Listed = tuple[int, int, int, int, int]  # ino, size, mtime, ctime, flags
 
 
 def _unpack(listing: bytes) -> dict[bytes, Listed]:
+    if not isinstance(listing, bytes):
+        raise TypeError("bytes are required")
     out: dict[bytes, Listed] = {}
     at, end = 0, len(listing)
     while at < end:
