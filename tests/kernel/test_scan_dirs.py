@@ -285,7 +285,7 @@ HEAD = struct.calcsize(LISTED)
 
 
 def unpacked(listing):
-    """name -> (inode, size, mtime, ctime, flags)"""
+    """name -> (identity, size, mtime, ctime, flags)"""
     out, at = {}, 0
     while at < len(listing):
         *data, length, padding = struct.unpack_from(LISTED, listing, at)
@@ -296,14 +296,26 @@ def unpacked(listing):
     return out
 
 
-def seen(path):
+def born(path):
+    """The birth time in ns; Python does not tell it."""
+    run = ["stat", "-c", "%.9W", path]
+    seconds, _, ns = subprocess.run(run, capture_output=True, check=True).stdout.partition(b".")
+    return int(seconds) * 10**9 + int(ns)
+
+
+def identity(path):
+    return os.lstat(path).st_ino ^ born(path) * 0x9E3779B97F4A7C15 % 2**64
+
+
+def seen(path, identities=True):
     """What a listing must say of a directory."""
     with os.scandir(os.fsencode(path)) as entries:
-        found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+        found = {entry.name: (entry.path, entry.stat(follow_symlinks=False)) for entry in entries}
     return {
-        name: (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns, int(stat.S_ISDIR(s.st_mode)))
-        for name, s in found
-    }
+        name: (identity(where) if identities else 0,
+               s.st_size, s.st_mtime_ns, s.st_ctime_ns, int(stat.S_ISDIR(s.st_mode)))
+        for name, (where, s) in found.items()
+    }  # fmt: skip
 
 
 def test_entries(scan, point, mount_fd):
@@ -336,7 +348,42 @@ def test_entries_of_a_large_directory(scan, point, mount_fd):
     for number in range(3_000):
         (point / f"{number:04d}{'x' * 100}").touch()
     _, _, lists = scan(mount_fd, [key(point)], 2)
-    assert unpacked(lists[0][1]) == seen(point)
+    told = unpacked(lists[0][1])
+    assert {name: (0, *data[1:]) for name, data in told.items()} == seen(point, False)
+    assert len({data[0] for data in told.values()}) == len(told)
+
+
+def test_another_file_in_place_of_one_has_another_identity(scan, point, mount_fd):
+    """Also where the filesystem gives it the same inode (ext4)."""
+
+    def look():
+        return unpacked(scan(mount_fd, [key(point)], 2)[2][0][1])
+
+    for make, drop in ((Path.touch, Path.unlink), (Path.mkdir, Path.rmdir)):
+        make(point / "name")
+        one = look()
+        assert look() == one
+        os.chmod(point / "name", 0o700)
+        os.rename(point / "name", point / "name2")
+        assert look()[b"name2"][0] == one[b"name"][0]
+        drop(point / "name2")
+        make(point / "name")
+        assert look()[b"name"][0] != one[b"name"][0]
+        drop(point / "name")
+
+
+def test_times_beyond_the_range_are_those_of_its_ends(scan, tmp_path):
+    with mounted("tmpfs", tmp_path) as point:
+        (point / "late").touch()
+        (point / "early").touch()
+        os.utime(point / "late", (0, 2**62))
+        os.utime(point / "early", (0, -(2**62)))
+        fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            told = unpacked(scan(fd, [key(point)], 2)[2][0][1])
+        finally:
+            os.close(fd)
+    assert (told[b"early"][2], told[b"late"][2]) == (-(2**63), 2**63 - 1)
 
 
 def test_what_a_mount_lies_over_is_hidden(scan, point, mount_fd):

@@ -27,8 +27,8 @@ enum { AHEAD = 16 }; /* records, between the two of an exchange of names */
 #define NAME_MOST 65535u
 
 typedef struct {
-    uint64_t ino;
-    int64_t size, mtime, ctime; /* ns; a ctime that is not known is a bound */
+    uint64_t ino, size;    /* ino: the identity that the scan makes of inode and birth time */
+    int64_t mtime, ctime; /* ns; a ctime that is not known is a bound */
     uint64_t off;
     uint32_t hash, dir, next, prev;
     uint16_t namelen, flags;
@@ -41,8 +41,8 @@ typedef struct {
 } directory;
 
 typedef struct {
-    uint64_t ino;
-    int64_t size, mtime, ctime;
+    uint64_t ino, size;
+    int64_t mtime, ctime;
     uint32_t flags;
     fw_span name;
 } listed;
@@ -354,8 +354,8 @@ static uint32_t put(names_index *x, uint32_t dir, fw_span name, int is_dir, int6
     if (id == FW_NONE)
         return add(x, dir, name, is_dir, bound);
     entry *e = &x->entries[id];
-    e->ino = 0;
-    e->size = e->mtime = 0;
+    e->ino = e->size = 0;
+    e->mtime = 0;
     e->ctime = bound;
     e->flags = is_dir ? E_DIR : 0;
     return id;
@@ -521,7 +521,7 @@ static void rows_free(rows *r)
     free(r->p);
 }
 
-enum { HEAD = 40 }; /* u64 ino, i64 size, mtime, ctime, u32 flags, u16 length of the name, u16 0 */
+enum { HEAD = 40 }; /* u64 identity, size, i64 mtime, ctime, u32 flags, u16 length of the name, u16 0 */
 
 /* The entry of a listing at off, and where the next begins; NULL, or what is wrong. */
 static const char *unpack(const uint8_t *p, size_t n, size_t *off, listed *ret)
@@ -582,8 +582,8 @@ static void set(entry *e, const listed *now)
     if (now->flags & LISTED_HIDDEN) {
         if ((e->flags & E_DIR) != dir) {
             e->flags = (uint16_t)((e->flags & E_SEEN) | dir);
-            e->ino = 0;
-            e->size = e->mtime = e->ctime = 0;
+            e->ino = e->size = 0;
+            e->mtime = e->ctime = 0;
         }
         return;
     }

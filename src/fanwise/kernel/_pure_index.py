@@ -4,9 +4,9 @@ What a consumer believes of the names below its roots: a directory is held from 
 (or `hold`, `put`), or from the record that made it in a held one. Records about other directories
 change nothing.
 
-An entry knows its inode, its size and mtime, and its ctime, or not: a record says that they
-changed and not to what. What is not known keeps the last ctime that was, as a bound.
-One owner calls it.
+An entry knows its identity (what the scan makes of inode and birth time), its size and mtime, and
+its ctime, or not: a record says that they changed and not to what. What is not known keeps the last
+ctime that was, as a bound. One owner calls it.
 """
 
 import struct

@@ -16,9 +16,10 @@ from .libc import AT_NO_AUTOMOUNT, last_error, libc
 
 _AT_SYMLINK_NOFOLLOW = 0x100
 _STATX_BASIC_STATS = 0x7FF
+_STATX_BTIME = 0x800
 _ATTR_MOUNT_ROOT = 0x2000
-# Of struct statx: attributes, mode, ino, size, ctime and mtime, each in seconds and ns.
-_statx = struct.Struct("=8xQ12xH2xQQ16x32xqI4xqI").unpack_from
+# Of struct statx: mask, attributes, mode, ino, size; btime, ctime and mtime in seconds and ns.
+_statx = struct.Struct("=I4xQ12xH2xQQ16x16xqI4xqI4xqI").unpack_from
 _buffer = ctypes.c_char * 256
 _pack = struct.Struct(LISTED).pack
 
@@ -34,7 +35,7 @@ def scan_dirs(
     not count (btrfs: 1) have none.
     A name on which something is mounted is no subdirectory: its handle is hidden.
     With ``names`` 1 also [(key, names)]: all names of each, each with a NUL behind it, and with a
-    slash before that if it is a directory's. With 2, entries with inode, size and times, as
+    slash before that if it is a directory's. With 2, entries with identity, size and times, as
     `contract.LISTED`, each with its name behind it; what is gone when it is looked at is left out.
     """
     found: list[tuple[bytes, bytes, bytes, bool]] = []
@@ -92,18 +93,26 @@ def _entry(fd: int, name: bytes, is_dir: bool) -> bytes | None:
     # A name of a listing with its inode, size and times; None when it is gone.
     data: Any = _buffer()
     flags = _AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT
-    if libc.statx(fd, name, flags, _STATX_BASIC_STATS, data) < 0:
+    if libc.statx(fd, name, flags, _STATX_BASIC_STATS | _STATX_BTIME, data) < 0:
         error = last_error(name)
         if error.errno in (errno.ENOENT, errno.ESTALE):
             return None
         hidden = LISTED_HIDDEN | (LISTED_DIR if is_dir else 0)
         return _pack(0, 0, 0, 0, hidden, len(name), 0) + name
-    bits, mode, ino, size, ctime, ctime_ns, mtime, mtime_ns = _statx(data)
+    mask, bits, mode, ino, size, *times = _statx(data)
     what = LISTED_DIR if stat.S_ISDIR(mode) else 0
     if bits & _ATTR_MOUNT_ROOT:
         return _pack(0, 0, 0, 0, what | LISTED_HIDDEN, len(name), 0) + name
-    times = mtime * 10**9 + mtime_ns, ctime * 10**9 + ctime_ns
-    return _pack(ino, size, *times, what, len(name), 0) + name
+    born, ctime, mtime = (_ns(*times[i : i + 2]) for i in (0, 2, 4))
+    # Inode numbers are used again at once (ext4): with the birth time, where there is one, it is
+    # unlikely that another file looks the same.
+    if mask & _STATX_BTIME:
+        ino ^= born * 0x9E3779B97F4A7C15 % 2**64
+    return _pack(ino, size, mtime, ctime, what, len(name), 0) + name
+
+
+def _ns(seconds: int, ns: int) -> int:
+    return max(-(2**63), min(seconds * 10**9 + ns, 2**63 - 1))
 
 
 def _errno(error: OSError | NotWatchable) -> int:

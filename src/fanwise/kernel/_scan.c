@@ -49,6 +49,23 @@ static int reserve(found *f, size_t need)
     return 0;
 }
 
+static uint64_t nanoseconds(const struct statx_timestamp *t)
+{
+    int64_t ns;
+    if (__builtin_mul_overflow(t->tv_sec, 1000000000, &ns) ||
+        __builtin_add_overflow(ns, (int64_t)t->tv_nsec, &ns))
+        ns = t->tv_sec < 0 ? INT64_MIN : INT64_MAX;
+    return (uint64_t)ns;
+}
+
+/* Inode numbers are used again at once (ext4): with the birth time, where there is one, it is unlikely
+ * that another file looks the same. */
+static uint64_t identity(const struct statx *st)
+{
+    uint64_t born = st->stx_mask & STATX_BTIME ? nanoseconds(&st->stx_btime) : 0;
+    return st->stx_ino ^ born * 0x9e3779b97f4a7c15ull;
+}
+
 /* One entry for the blob, as contract.LISTED: -1 without memory, 1 when the name is gone, else 0. A
  * mount that lies over a name hides its data; what cannot be looked at shows none. */
 static int push_entry(found *f, int fd, const char *name, int *dir)
@@ -57,7 +74,8 @@ static int push_entry(found *f, int fd, const char *name, int *dir)
     uint16_t n = (uint16_t)strlen(name), zero = 0;
     uint32_t flags = 0;
     uint64_t data[4] = {0, 0, 0, 0};
-    if (statx(fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_BASIC_STATS, &st)) {
+    if (statx(fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT,
+              STATX_BASIC_STATS | STATX_BTIME, &st)) {
         if (errno == ENOENT || errno == ESTALE)
             return 1;
         flags = LISTED_HIDDEN;
@@ -66,10 +84,10 @@ static int push_entry(found *f, int fd, const char *name, int *dir)
         if (st.stx_attributes & STATX_ATTR_MOUNT_ROOT)
             flags = LISTED_HIDDEN;
         else {
-            data[0] = st.stx_ino;
+            data[0] = identity(&st);
             data[1] = st.stx_size;
-            data[2] = (uint64_t)(st.stx_mtime.tv_sec * 1000000000 + st.stx_mtime.tv_nsec);
-            data[3] = (uint64_t)(st.stx_ctime.tv_sec * 1000000000 + st.stx_ctime.tv_nsec);
+            data[2] = nanoseconds(&st.stx_mtime);
+            data[3] = nanoseconds(&st.stx_ctime);
         }
     }
     if (reserve(f, 40 + (size_t)n) < 0)

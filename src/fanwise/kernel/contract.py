@@ -91,12 +91,12 @@ CREATED = 1
 DELETED = 2
 MODIFIED = 4
 ATTRIBUTES = 8
-REPLACED = 16  # another inode or type under the name
+REPLACED = 16  # another file or type under the name
 WAS_DIR = 32  # with REPLACED: what was there was a directory
 
-# An entry of a listing (scan_dirs with names=2), its name behind it: inode, size, mtime and ctime
-# in ns, flags, length of the name.
-LISTED = "=QqqqIHH"
+# An entry of a listing (scan_dirs with names=2), its name behind it: identity (inode and birth
+# time, mixed), size, mtime and ctime in ns, flags, length of the name, 0.
+LISTED = "=QQqqIHH"
 LISTED_DIR = 1
 LISTED_HIDDEN = 2  # a mount lies over it, or it cannot be looked at: the name and the type count
 
