@@ -74,6 +74,8 @@ class Directories:
         self.unscanned: list[int] = []  # indexes whose subdirectories are wanted
         self.born = flags.SCANNED  # what is known of a new directory; 0: it is to be listed
         self.entered: list[bytes] = []  # came in from outside, or from nowhere
+        # Told of each directory that is put, and whether names in it are still to be learnt.
+        self.came: Callable[[int, bool], None] | None = None
         self.dead: set[bytes] | None = None  # removed while a scan runs; None: no scan
 
     def reset(self) -> list[Root]:
@@ -124,6 +126,8 @@ class Directories:
         else:
             self.tree.flag(at, flags.ROOT, flags.EXCLUDED)
             self.want_scan(at)
+        if self.came is not None:
+            self.came(at, True)
 
     # -- places --
 
@@ -132,6 +136,8 @@ class Directories:
         at: int = self.tree.put(key, parent, name, extra)
         if self.globs:
             self.judge(at)
+        if self.came is not None:
+            self.came(at, not extra & flags.SCANNED)
         return at
 
     def judge(self, at: int) -> None:

@@ -44,24 +44,7 @@ if TYPE_CHECKING:
 _BOTH = CREATE | DELETE
 # A ctime is as of the last tick of the clock: the longest that it is apart.
 _TICK_NS = 10_000_000
-_OVERFLOW = b"\x18\0\0\0\3\0\x18\0\0\x40\0\0\0\0\0\0\xff\xff\xff\xff"  # up to the pid
 Name = tuple[bytes, bytes]  # directory key, name
-
-
-def overflow_at(data: bytes, start: int = 0) -> int:
-    """Position of the first overflow record in a chunk, from ``start`` on, or -1."""
-    found = data.find(_OVERFLOW, start)
-    if found < 0:
-        return -1
-    at = start
-    while at < len(data):  # what looks like one may be in a handle
-        length = int.from_bytes(data[at : at + 4], "little")
-        if at >= found and data.startswith(_OVERFLOW, at):
-            return at
-        if length < 24:
-            return -1  # the decoder says what is wrong with it
-        at += length
-    return -1
 
 
 class Files:
@@ -74,6 +57,7 @@ class Files:
         self._told_ns = 0  # that, as it was at the first loss that is being repaired
         self.whole = False
         self._news: set[bytes] = set()  # told as created before the first scan ended
+        self.unlisted: set[bytes] = set()  # held, but no listing of it was taken
         self._dropped: list[bytes] = []
         self._exist: dict[tuple[bytes, Name], bool] = {}
         self._now = 0.0
@@ -90,6 +74,17 @@ class Files:
         """Bytes of memory held."""
         size: int = self.index.nbytes
         return size
+
+    def hold(self, at: int, unlisted: bool) -> None:
+        """Hold the names in a directory from now on, if it is watched; see Directories.came."""
+        tree = self._r.tree
+        if not tree.resolve(at)[0] & (flags.IN | flags.IN_FILES):
+            return
+        key = tree.info(at)[3]
+        if key not in self.index:
+            self.index.hold(key)
+            if unlisted:
+                self.unlisted.add(key)
 
     # -- live --
 
@@ -120,11 +115,11 @@ class Files:
             if record[7] in moved_from:
                 self.left(at)
             else:
-                index.forget(record[7])
+                self._forget(record[7])
         for key in self._dropped:
             at = tree.find(key)
             if at < 0 or tree.info(at)[2] & flags.ZOMBIE:
-                index.forget(key)
+                self._forget(key)
         self._dropped.clear()
         if self._exist:
             self._put_existing()
@@ -164,7 +159,11 @@ class Files:
     def left(self, at: int) -> None:
         """A directory left the roots, with all below it."""
         for each in self._below(at, self._children()):
-            self.index.forget(self._r.tree.info(each)[3])
+            self._forget(self._r.tree.info(each)[3])
+
+    def _forget(self, key: bytes) -> None:
+        self.index.forget(key)
+        self.unlisted.discard(key)
 
     def corrected(self, old: Name | None, new: Name | None, is_dir: bool) -> None:
         """A correction was told: a name came, went or moved."""
@@ -212,21 +211,28 @@ class Files:
         rows: list[Any],
         places: dict[bytes, Name],
         gone: Sequence[bytes],
+        new: Sequence[int],
     ) -> tuple[set[int], set[bytes]]:
-        """Put directories where they are now, and tell it; those that moved, those to be listed."""
+        """Put directories where they are now, and tell it; those that moved, those to be listed.
+
+        ``new``: those that were put in the tree for it, and are not told yet.
+        """
         r = self._r
         tree = r.tree
         self._now = time.time()
+        nowhere: set[int] = set(new)  # not told, or told deleted, to break a cycle
+        pending: dict[int, tuple[int, bytes]] = {at: tree.info(at)[:2] for at in new}
+        for at in new:
+            r.dirs.put(tree.info(at)[3], -1, b"")
         children = self._children()
         at_place: dict[tuple[int, bytes], set[int]] = {}
         for parent, all_here in children.items():
             for each in all_here:
                 at_place.setdefault((parent, tree.info(each)[1]), set()).add(each)
-        pending: dict[int, tuple[int, bytes]] = {}
         for key, (parent_key, name) in places.items():
             at = tree.find(key)
             goal = (tree.find(parent_key) if parent_key else -1), name
-            if at >= 0 and tree.info(at)[:2] != goal:
+            if at >= 0 and at not in pending and tree.info(at)[:2] != goal:
                 pending[at] = goal
         going = {at for at in map(tree.find, gone) if at >= 0}
         moved: set[int] = set()
@@ -236,7 +242,7 @@ class Files:
             at_place.get(tree.info(at)[:2], set()).discard(at)
 
         def ready(at: int, goal: tuple[int, bytes]) -> bool:
-            if self._above(goal[0], at):
+            if self._above(goal[0], at) or any(self._above(goal[0], each) for each in nowhere):
                 return False
             others = at_place.get(goal, set()) - {at} if goal[0] >= 0 else set()
             for other in list(others):
@@ -260,13 +266,15 @@ class Files:
                 progress = True
                 leave(at)
                 del pending[at]
+                nowhere.discard(at)
                 due.update(self._place(rows, at, goal, children))
                 children.setdefault(goal[0], []).append(at)
                 at_place.setdefault(goal, set()).add(at)
                 moved.add(at)
             if not progress:
-                at = next(iter(pending))
+                at = next(at for at in pending if at not in nowhere)
                 leave(at)
+                nowhere.add(at)
                 due.update(self._retell(rows, at, children))
                 r.dirs.put(tree.info(at)[3], -1, b"")
         for at in going:
@@ -298,6 +306,8 @@ class Files:
         was = bool(old_scope & flags.IN) and (
             own or not held or index.find(above, name) is not None
         )
+        if old_scope & flags.IN and not was:  # not told yet, but something in it was
+            self._delete(rows, at, children)
         if goal[0] >= 0:
             self.told_above(rows, goal[0])
             into = tree.info(goal[0])[3]
@@ -336,11 +346,15 @@ class Files:
     def gone(self, rows: list[Any], at: int, children: dict[int, list[int]] | None = None) -> None:
         """Tell that a directory is gone, with all that is believed below it, children first."""
         tree = self._r.tree
+        if tree.info(at)[2] & flags.ZOMBIE:
+            return  # it was told
         children = self._children() if children is None else children
         below = self._below(at, children)
         self._delete(rows, at, children)
         for each in reversed(below):
-            self._r.repair.drop(rows, tree.info(each)[3], dead=each == at)
+            key = tree.info(each)[3]
+            self._forget(key)
+            self._r.repair.drop(rows, key, dead=each == at)
 
     def _delete(self, rows: list[Any], at: int, children: dict[int, list[int]]) -> None:
         tree, index = self._r.tree, self.index
@@ -349,6 +363,7 @@ class Files:
             for name, is_dir in index.names(key):
                 self._tell(rows, each, name, DELETE, is_dir)
             index.forget(key)
+            index.hold(key)
         parent, name, _, key, _ = tree.info(at)
         if parent >= 0 and index.remove(tree.info(parent)[3], name):
             own = any(root.key == key and root.file is None for root in self._r.dirs.roots)
@@ -372,7 +387,7 @@ class Files:
             is_dir = index.find(above, name)
             if is_dir:
                 continue
-            if above not in index and not self.whole:
+            if above in self.unlisted and not self.whole:
                 continue  # nothing is known of what was in it
             if is_dir is not None:
                 self._tell(rows, parent, name, DELETE, False)
@@ -395,6 +410,7 @@ class Files:
 
     def learn(self, key: bytes, listing: bytes, firsts: Any) -> None:
         """Take a listing of which nothing is told."""
+        self.unlisted.discard(key)
         self.index.diff(key, listing, firsts, True, self._empty_ns)
 
     def listed(
@@ -408,13 +424,16 @@ class Files:
         r = self._r
         tree, index = r.tree, self.index
         key = tree.info(at)[3]
-        if not self.whole and key not in index and key not in self._news:
-            self.learn(key, listing, firsts)
-            return 0
+        # What was in a directory that was never listed before the loss cannot be known.
+        silent = not self.whole and key in self.unlisted and key not in self._news
+        self.unlisted.discard(key)
         self._now, self._told = time.time(), 0
-        self.told_above(rows, at)
+        if not silent:
+            self.told_above(rows, at)
         children: dict[int, list[int]] | None = None
         for what, name, is_dir in index.diff(key, listing, firsts, False, self._told_ns):
+            if silent and what == CREATED:
+                continue
             was_dir = what & WAS_DIR or (what == DELETED and is_dir)
             if was_dir:
                 if children is None:
@@ -422,7 +441,9 @@ class Files:
                 for each in children.get(at, ()):
                     place = tree.info(each)
                     # Of two at one place that which is held is the old one.
-                    if place[:2] == (at, name) and (what == DELETED or place[3] in index):
+                    if place[:2] == (at, name) and (
+                        what == DELETED or place[3] not in self.unlisted
+                    ):
                         self.gone(rows, each, children)
             if what & (DELETED | REPLACED):
                 self._tell(rows, at, name, DELETE, bool(was_dir))

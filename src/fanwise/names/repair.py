@@ -28,6 +28,7 @@ from .verify import names_of
 if TYPE_CHECKING:
     from .resolver import Resolver
 
+_AGAIN = 0.05  # seconds between attempts to mend the tree
 BEHIND = 1 << 20  # bytes unread, above which nothing more is listed: live changes go first
 Name = tuple[bytes, bytes]
 
@@ -50,7 +51,7 @@ class Repair:
         # Until the queue was seen empty, records may be older than what was merged into others
         # that are lost: directories so named are located once more then, and listing waits.
         self.unsettled: dict[bytes, int] = {}
-        self._put_off = False
+        self.put_off = False  # with an index: the tree could not be mended yet
         self._again_at = 0.0
         self._baseline: str | None = None  # of the first scan, when the loss was told
 
@@ -76,21 +77,19 @@ class Repair:
 
     @property
     def late(self) -> bool:
-        """Whether a mend was put off, and may be tried again."""
-        if not self._put_off or time.monotonic() < self._again_at:
+        """Whether a mend that was put off is to be tried again."""
+        if time.monotonic() < self._again_at:
             return False
-        self._again_at = time.monotonic() + 1
+        self._again_at = time.monotonic() + _AGAIN
         return True
 
     def mend_all(self, rows: list[Any]) -> bool:
         """Put right all of the tree, or, when that cannot be seen now, put it off; whether done."""
         tree = self._r.tree
         noted = {tree.info(at)[3]: NOTE_NAMES | NOTE_SELF for at in tree.ids()}
-        self._put_off = not self.mend(rows, noted)
-        if self._put_off:
-            self.unsettled.setdefault(b"", 0)
-            self.unsettled.update(noted)
-        return not self._put_off
+        self.put_off = not self.mend(rows, noted)
+        self.unsettled.setdefault(b"", 0)
+        return not self.put_off
 
     def forget(self) -> None:
         """The tree was dropped: everything is affected."""
@@ -106,7 +105,11 @@ class Repair:
     def mend(self, rows: list[Any], noted: dict[bytes, int]) -> bool:
         """Put right what a loss did to the tree; False when that cannot be seen."""
         r, tree, dirs = self._r, self._r.tree, self._r.dirs
+        if r.files is not None and r.intake.blind:
+            return False
         moving = {k for k, bits in noted.items() if bits & NOTE_SELF and tree.find(k) >= 0}
+        if r.files is not None:  # what was told deleted is not told again
+            moving = {k for k in moving if not tree.info(tree.find(k))[2] & flags.ZOMBIE}
         ways: dict[bytes, list[Link] | None] = {}
         try:
             for key in moving:
@@ -120,6 +123,8 @@ class Repair:
         if not r.intake.sync():
             return False
         firsts = r.firsts()
+        if r.files is not None and r.intake.blind:
+            return False
         places: dict[bytes, Name | None] = {}
         above = self._above_roots()
         for key, way in ways.items():
@@ -130,7 +135,7 @@ class Repair:
             if first is not None and first[3] is not None and first[4] is not None:
                 places[key] = first[3], first[4]
             elif key in dirs.hidden and r.files is not None:
-                continue  # where it is believed to be, until the loss ahead that moved it
+                return False
             elif key in dirs.hidden and key not in above:
                 dirs.put(key, -1, b"")  # nowhere, until the loss ahead that moved it
             elif way is None:
@@ -195,6 +200,7 @@ class Repair:
         assert r.files is not None
         goals: dict[bytes, Name] = {}
         gone: list[bytes] = []
+        known = set(tree.ids())
         for key, place in places.items():
             if tree.info(tree.find(key))[2] & flags.TOP:
                 continue
@@ -205,12 +211,13 @@ class Repair:
             else:
                 goals[key] = place
         dirs.placed()
-        moved, due = r.files.rearrange(rows, goals, gone)
+        new = [at for at in tree.ids() if at not in known]
+        moved, due = r.files.rearrange(rows, goals, gone, new)
         for at in moved:
             self._moved.append(tree.info(at)[3])
         self._judge(rows, moved)
         self._due.update(dict.fromkeys(due))
-        self._due.update((key, None) for key in goals if key not in r.files.index)
+        self._due.update((key, None) for key in goals if key in r.files.unlisted)
         self._relist(noted)
         return True
 
@@ -223,16 +230,21 @@ class Repair:
 
     def rest(self, rows: list[Any]) -> bool:
         """The queue was empty, all before it is decoded; False when the tree cannot be mended."""
+        if self.put_off:
+            return True
         unsettled, self.unsettled = self.unsettled, {}
         unsettled.pop(b"", None)
-        self._put_off = False
         return not unsettled or self.mend(rows, unsettled)
 
     def enter(self, keys: Iterable[bytes]) -> None:
         """What is below directories that came in is listed, if a loss is being repaired."""
         if self.active or self._r.files is not None:
             tops = {at for at in map(self._r.tree.find, keys) if at >= 0}
-            self._due.update((self._r.tree.info(at)[3], None) for at in self._below(tops))
+            below = list(self._below(tops))
+            self._due.update((self._r.tree.info(at)[3], None) for at in below)
+            if self._r.files is not None:
+                for at in below:
+                    self._r.files.hold(at, True)
 
     def _above_roots(self) -> set[bytes]:
         out = set()
@@ -281,7 +293,7 @@ class Repair:
     @property
     def done(self) -> bool:
         """Whether nothing of it is left to list or to tell."""
-        if self._due or self._lists or self._gone or self.unsettled:
+        if self._due or self._lists or self._gone or self.unsettled or self.put_off:
             return False
         tree = self._r.tree
         for key in self._parked:
@@ -350,7 +362,7 @@ class Repair:
         gone, self._gone = self._gone, []
         r = self._r
         if (
-            not complete or r.intake.gap
+            not complete or r.intake.gap or (r.files is not None and r.intake.blind)
         ):  # it cannot be brought to the time of the records: once more
             self._due.update((key, None) for key, _ in lists)
             self._due.update((key, None) for key in gone)

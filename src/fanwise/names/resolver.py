@@ -20,8 +20,8 @@ from fanwise.kernel.mounts import Mount
 from fanwise.kernel.native import Parts
 
 from .directories import Directories
-from .index import Files, overflow_at
-from .intake import Chunk, Intake
+from .index import Files
+from .intake import Chunk, Intake, overflow_at
 from .repair import BEHIND, Repair
 from .scan import Scanner
 from .settler import Settler
@@ -66,6 +66,7 @@ class Resolver:
         self.files = Files(self, parts.Index()) if index else None
         if self.files is not None:
             self.settler.files = self.files
+            directories.came = self.files.hold
             self.expander.files_of = self.files.files_in
             self.expander.came = self.files.came
         self._open = False
@@ -164,6 +165,10 @@ class Resolver:
         return self._open or bool(self.intake)
 
     def _begin(self, rows: list[Any]) -> bool:
+        if self.repair.put_off:
+            self._extend_loss(rows)
+            if self.repair.put_off:
+                return False
         found = self.repair.take(self.scanner.take())
         complete = self.intake.sync() if found else True
         records = 0
@@ -171,9 +176,6 @@ class Resolver:
         while records < WINDOW:
             chunk = self.intake.pop()
             if chunk is None:
-                if not records and self.repair.late and self.intake.sync() and not self.intake:
-                    drained = True
-                    break
                 if not records or drained:
                     break
                 # The reader is between two reads, or a full ring hid that the queue was empty.
@@ -231,6 +233,21 @@ class Resolver:
         rest = Chunk(chunk.data[at:], chunk.when, chunk.drained, 0)
         self.intake.unpop(rest)
         return Chunk(chunk.data[:at], chunk.when, False, 0)
+
+    def _extend_loss(self, rows: list[Any]) -> None:
+        # The tree could not be looked at, so what was read since belongs to the loss.
+        if not self.repair.late:
+            return
+        records, losses = self.intake.discard()
+        for chunk in losses:
+            count = chunk.lost if chunk.source == "ring" else None
+            self._say_lost(rows, count, chunk.source)
+        if records:
+            self._say_lost(rows, records, "ring")
+        if self.repair.mend_all(rows):
+            self._mark_top(0, flags.CURRENT)
+            if not self.intake:
+                self._rest(rows)
 
     def _rest(self, rows: list[Any]) -> None:
         # The queue was seen empty, and all that was read before it is decoded.
@@ -375,11 +392,7 @@ class Resolver:
         self, rows: list[Any], count: int | None, source: str, noted: dict[bytes, int] | None
     ) -> None:
         """Tell a loss; mend the model where it says what it hit, else scan anew behind the mark."""
-        roots = tuple(root.path for root in self.dirs.roots)
-        path = roots[0] if roots else ""
-        common = None, True, 0, None, time.time(), "current", None, False, None, False
-        more = () if self.files is None else (None, None, False, self.files.baseline)
-        self.teller.say(rows, ("lost",), path, *common, roots, count, source, *more)
+        self._say_lost(rows, count, source)
         if noted is not None:
             for key, bits in self.verifier.unsettled().items():
                 noted[key] = noted.get(key, 0) | bits
@@ -391,6 +404,13 @@ class Resolver:
         self.repair.begin()
         if noted is None or not self.repair.mend(rows, noted):
             self._loss_of_all(rows)
+
+    def _say_lost(self, rows: list[Any], count: int | None, source: str) -> None:
+        roots = tuple(root.path for root in self.dirs.roots)
+        path = roots[0] if roots else ""
+        common = None, True, 0, None, time.time(), "current", None, False, None, False
+        more = () if self.files is None else (None, None, False, self.files.baseline)
+        self.teller.say(rows, ("lost",), path, *common, roots, count, source, *more)
 
     def _loss_of_all(self, rows: list[Any]) -> None:
         if self.files is not None:  # what a consumer believes is in the tree
@@ -419,4 +439,7 @@ class Resolver:
     def _overflow(self, rows: list[Any]) -> None:
         # What follows in the window was queued after the gap: the tree is of no use for it.
         self._loss(rows, None, "kernel", None)
+        if self.repair.put_off:
+            self.decoder.finish()  # what follows belongs to the loss
+            return
         self._learn([], True, new=True)
