@@ -350,6 +350,11 @@ class Files:
             return  # it was told
         children = self._children() if children is None else children
         below = self._below(at, children)
+        place = tree.info(at)[:2]
+        for each in children.get(place[0], ()):
+            # What is believed of another one there goes with it, and is told anew.
+            if each != at and tree.info(each)[:2] == place and place[0] >= 0:
+                self._r.repair.want(self._retell(rows, each, children))
         self._delete(rows, at, children)
         for each in reversed(below):
             key = tree.info(each)[3]

@@ -285,6 +285,10 @@ class Repair:
             r.teller.end_root(rows, root, "current")
         r.tree.drop(at)
 
+    def want(self, keys: Iterable[bytes]) -> None:
+        """List these directories, too."""
+        self._due.update(dict.fromkeys(keys))
+
     # -- listing --
 
     def _watched(self, at: int) -> bool:
