@@ -768,6 +768,16 @@ def test_names_changed_often_do_not_pile_up(index):
     assert index.nbytes < before * 3 + 100_000
 
 
+def test_what_records_delete_gives_its_memory_back(cannot_run):
+    index = native_parts(cannot_run).Index()
+    names = [b"%06d" % number for number in range(20_000)]
+    diff(index, *map(listed, names), learn=True)
+    before = index.nbytes
+    index.apply(b"".join(named(DELETE, D, name, F) for name in names[10:]))
+    assert index.names(D) == [(name, False) for name in names[:10]]
+    assert index.nbytes < before / 20
+
+
 MEMORY = """
 import struct, sys
 from pathlib import Path

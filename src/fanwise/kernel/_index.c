@@ -633,7 +633,7 @@ static int take_listed(names_index *x, uint32_t dir, fw_span listing, PyObject *
                 e->flags |= E_SEEN;
                 continue;
             }
-            what = learn ? 0 : difference(e, &now, told);
+            what = difference(e, &now, told);
         }
         set(&x->entries[id], &now);
         x->entries[id].flags |= E_SEEN;
