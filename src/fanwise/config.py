@@ -55,6 +55,7 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     )
     pure: bool = False
     who: bool = False
+    index: bool = False
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +99,9 @@ pure = false
 
 # Tell which process did each change: its name, executable, user and cgroup.
 who = false
+
+# Keep every name with its size and times, and tell after a loss what differs.
+index = false
 """
 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {"watch": Watch}

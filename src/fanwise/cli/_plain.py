@@ -41,17 +41,21 @@ def text(change: Change, kinds: str | None = None) -> str:
         roots = ", ".join(map(visible, change.roots or ()))
         count = "an unknown number of" if change.count is None else f"{change.count:,}"
         label = kinds or f"{'LOST':{_KINDS_WIDTH}}"
-        return f"{when}  {label} {'':7}  {count} records below {roots} ({change.source})"
+        return f"{when}  {label} {'':7}  {count} records below {roots} ({change.source}){_before(change)}"
     if change.kinds == ("repaired",):
         roots = ", ".join(map(visible, change.roots or ()))
         label = kinds or f"{'repaired':{_KINDS_WIDTH}}"
-        return f"{when}  {label} {'':7}  {change.count or 0:,} changes told of {roots}"
+        return f"{when}  {label} {'':7}  {change.count or 0:,} changes told of {roots}{_before(change)}"
     label = kinds or f"{' '.join(change.kinds):{_KINDS_WIDTH}}"
     slash = "/" if change.is_dir and change.path != "/" else ""
     path = visible(change.path) + slash
     if change.old_path is not None:
         path = f"{visible(change.old_path)}{slash} -> {path}"
     return f"{when}  {label} {change.pid or '-':>7}  {path}{_by(change)}{_remarks(change)}"
+
+
+def _before(change: Change) -> str:
+    return "  (baseline incomplete)" if change.baseline is not None else ""
 
 
 def column(kinds: tuple[str, ...]) -> str:
@@ -93,6 +97,8 @@ def _remarks(change: Change) -> str:
         remarks.append("name deleted before")
     if change.exists is not None:
         remarks.append("exists" if change.exists else "gone")
+    if change.inferred:
+        remarks.append("inferred")
     if change.correction:
         remarks.append("correction")
     if change.path_source != "exact":
