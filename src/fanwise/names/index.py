@@ -343,6 +343,14 @@ class Files:
         self._delete(rows, at, children)
         return keys
 
+    def _anew(self, at: int, children: dict[int, list[int]]) -> None:
+        # What was told in a directory before it was told itself went with what was in its place.
+        for each in self._below(at, children):
+            key = self._r.tree.info(each)[3]
+            self.index.forget(key)
+            self.index.hold(key)
+            self._r.repair.want([key])
+
     def gone(self, rows: list[Any], at: int, children: dict[int, list[int]] | None = None) -> None:
         """Tell that a directory is gone, with all that is believed below it, children first."""
         tree = self._r.tree
@@ -397,6 +405,7 @@ class Files:
             if is_dir is not None:
                 self._tell(rows, parent, name, DELETE, False)
                 index.remove(above, name)
+                self._anew(tree.find(key), self._children())
             index.put(above, name, True, self._told_ns)
             self._news.add(key)
             self._tell(rows, parent, name, CREATE, True)
@@ -452,6 +461,11 @@ class Files:
                         self.gone(rows, each, children)
             if what & (DELETED | REPLACED):
                 self._tell(rows, at, name, DELETE, bool(was_dir))
+            if what & REPLACED and is_dir:
+                children = self._children() if children is None else children
+                for each in children.get(at, ()):
+                    if tree.info(each)[:2] == (at, name) and not tree.info(each)[2] & flags.ZOMBIE:
+                        self._anew(each, children)
             if what & (CREATED | REPLACED):
                 self._tell(rows, at, name, CREATE, is_dir)
             elif what & (MODIFIED | ATTRIBUTES):

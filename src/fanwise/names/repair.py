@@ -111,10 +111,11 @@ class Repair:
         if r.files is not None:  # what was told deleted is not told again
             moving = {k for k in moving if not tree.info(tree.find(k))[2] & flags.ZOMBIE}
         ways: dict[bytes, list[Link] | None] = {}
+        located: dict[bytes, Any] = ways if r.files is not None else {}  # of all, parents first
         try:
             for key in moving:
                 ways[key] = r.lookup.locate(
-                    key, lambda at: at in ways or (at not in moving and tree.find(at) >= 0)
+                    key, lambda at: at in located or (at not in moving and tree.find(at) >= 0)
                 )
                 if ways[key] is None and r.lookup.links(key) > 0:
                     return False  # it is there, and moves all the time
