@@ -93,8 +93,8 @@ class Resolver:
             for root in self.dirs.reset():
                 raise NoSuchRoot(root.path, "it was removed while the watch began")
         self.dirs.dead = set()
-        if self.files is not None:  # no scan lists where only files are watched
-            self.repair.want(root.key for root in self.dirs.roots if root.file is not None)
+        if self.files is not None:  # also where no scan looks for directories
+            self.repair.want(root.key for root in self.dirs.roots)
         self._scan_more([])
 
     # -- slices --
