@@ -9,18 +9,18 @@ NATIVE := src/fanwise/kernel/_native.abi3.so
 C_SOURCES := $(wildcard src/fanwise/kernel/*.c src/fanwise/kernel/*.h)
 
 # What the tests need from Debian, as program:package.
-DEBIAN = mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs
+DEBIAN = mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs bindfs:bindfs
 
-.PHONY: help demo test soak lint bench docs clean debian
+.PHONY: help demo test soak lint bench docs promtool clean debian
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | soak | lint | bench | docs | clean"
+	@echo "make demo | test | soak | lint | bench | docs | promtool | clean"
 
 demo: $(VENV)/.fanwise
 	@$(BIN)/python demo/demo.py
 
-test: $(VENV)/.fanwise $(VENV)/.test debian
+test: $(VENV)/.fanwise $(VENV)/.test debian promtool
 	@$(BIN)/python -m pytest
 
 soak: $(VENV)/.fanwise $(VENV)/.test debian
@@ -68,6 +68,14 @@ $(VENV)/.fanwise: pyproject.toml $(C_SOURCES) $(VENV)/.build $(VENV)/.run
 
 # Keeps make from deleting the stamps that the pattern rule makes on the way.
 .SECONDARY:
+
+# promtool checks the metrics, the alert rules and the dashboard. It is unpacked, not installed.
+PROMTOOL := $(VENV)/promtool/usr/bin/promtool
+promtool:
+	@[ -x $(PROMTOOL) ] || { mkdir -p $(VENV)/promtool && cd $(VENV)/promtool && \
+	  { apt-get download -qq prometheus || { apt-get update -qq && apt-get download -qq prometheus; }; } \
+	  >/dev/null 2>&1 && dpkg -x prometheus_*.deb . && rm -f prometheus_*.deb; } || \
+	echo "note: no promtool: what it checks is not tested" >&2
 
 debian:
 	@export PATH="$$PATH:/usr/sbin:/sbin"; missing=; \

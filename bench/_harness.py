@@ -302,6 +302,8 @@ def _pypi(name: str, how: str, **more: bool) -> Contender:
     )
 
 
+NOBODY = ("--user", "nobody")  # no rights: marks on directories
+RUNG = ("--rung", "inotify")
 READY, JSON_READY = b"READY\n", b'"type":"ready"'
 CONTENDERS = {
     c.name: c
@@ -313,6 +315,10 @@ CONTENDERS = {
             "library names", _library("record"), READY, json_records, drains=True, checks=True
         ),
         Contender("library scan", _library("scan"), READY, json_records, drains=True),
+        Contender("nobody", _library("count", *NOBODY), READY, json_records, drains=True),
+        Contender("nobody names", _library("record", *NOBODY), READY, json_records, drains=True),
+        Contender("inotify", _library("count", *RUNG), READY, json_records, drains=True),
+        Contender("inotify names", _library("record", *RUNG), READY, json_records, drains=True),
         Contender("pure", _library("count", "--pure"), READY, json_records, drains=True),
         Contender(
             "pure names",

@@ -172,9 +172,12 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--user")
     parser.add_argument("--refuse-fanotify", action="store_true")
+    parser.add_argument("--rung", help="ask for this one")
     parser.add_argument("path")
     args = parser.parse_args()
     more = {"queue": args.queue} if args.queue else {}
+    if args.rung:
+        os.environ["FANWISE_RUNG"] = args.rung
     gc.collect()
     before = {"cpu": time.process_time(), "at": time.monotonic(), "anonymous": anonymous()}
     if args.user:

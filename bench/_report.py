@@ -69,6 +69,13 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("cpu_s_per_100k", "CPU s per 100,000 directories", ".2f"),
         ("bytes_per_directory", "bytes a directory beyond its name", ".0f"),
     ],
+    "ladder": [
+        ("ready_cpu_s", "CPU s until ready", ".3f"),
+        ("burst_cpu_s", "CPU s of the burst", ".3f"),
+        ("delivered", "facts delivered", ".1%"),
+        ("chain_files", "chains: files named", ".0f"),
+        ("chain_directories", "chains: directories named", ".0f"),
+    ],
     "races": [
         ("chain_files", "chains: files named", ".0f"),
         ("chain_directories", "chains: directories named", ".0f"),

@@ -19,6 +19,8 @@ import fanwise
 from fanwise import Exit, Lifetime, config
 from fanwise.cli._main import _group
 from fanwise.lifetime import Steps
+from fanwise.metrics.health import METRICS
+from fanwise.watch._ladder import GUARANTEES
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # the bench is not installed
@@ -101,9 +103,29 @@ def render_statuses() -> str:
     return "\n".join([*lines, *(f"| {s.value} | `{s.name}` | {said[s]} |" for s in Exit)]) + "\n"
 
 
+def render_rungs() -> str:
+    parts = []
+    for rung, kept in GUARANTEES.items():
+        rows = [f"| {name} | {text} |" for name, text in kept.items()]
+        parts.append(
+            "\n".join([f"### {rung}\n", "| about | what holds |", "|---|---|", *rows]) + "\n"
+        )
+    return "\n".join(parts)
+
+
+def render_metrics() -> str:
+    lines = ["| name | kind | labels | meaning |", "|---|---|---|---|"]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
+        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
+    return "\n".join(lines) + "\n"
+
+
 BLOCKS = {
+    "guarantees.md": {"rungs": render_rungs},
     "cli.md": {"help": render_help, "statuses": render_statuses},
     "configuration.md": {"variables": render_variables, "default": render_default_file},
+    "metrics.md": {"metrics": render_metrics},
     "lifetimes.md": {"lifetimes": render_lifetimes},
     "peers.md": {name: _page.block(name) for name in _page.BLOCKS},
 }

@@ -10,6 +10,12 @@
     │   ├── FilesystemRefuses  ... this filesystem cannot do it
     │   └── LimitReached       ... a limit of the kernel is used up
     ├── MarkRefused            a group cannot have this mark, because ...
+    ├── StoreError             a database cannot be used, because ...
+    │   ├── StoreMissing       ... there is none yet
+    │   ├── ForeignFile        ... its file is not one of fanwise's, or others may change it
+    │   ├── NewerFormat        ... a newer fanwise wrote it
+    │   ├── DamagedStore       ... its file is damaged
+    │   └── NoRoom             ... its filesystem is full, read-only or refuses
     ├── ClosedError            used after it was closed
     ├── BusyError              a second consumer where there can be one
     ├── DecodeError            bytes from the kernel that make no sense
@@ -137,6 +143,40 @@ class LimitReached(NotWatchable):
 
 class MarkRefused(FanwiseError):
     """A group of `fanwise.notify` cannot have this mark, or not so; the reason says why."""
+
+
+class StoreError(FanwiseError):
+    """A database cannot be used; ``path`` is its file, the subclass says what stands in the way."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], reason: str, remedy: str | None = None
+    ) -> None:
+        super().__init__(reason, remedy)
+        self.path = os.fspath(path)
+        self.args = (self.path, reason, remedy)
+
+    def _where(self) -> str:
+        return f"{_shown(self.path)}: "
+
+
+class StoreMissing(StoreError):
+    """There is no database yet: nobody ever wrote one."""
+
+
+class ForeignFile(StoreError):
+    """The file is not a database of this kind, or others than its owner may change it."""
+
+
+class NewerFormat(StoreError):
+    """A newer fanwise wrote the database; this one would misread it."""
+
+
+class DamagedStore(StoreError):
+    """The bytes of the database are damaged."""
+
+
+class NoRoom(StoreError):
+    """The filesystem of the database is full, read-only, or refuses to write for another reason."""
 
 
 class ClosedError(FanwiseError):

@@ -165,9 +165,43 @@ def find(
     return None
 
 
+def state_directory(environ: Mapping[str, str] = os.environ, *, root: bool | None = None) -> Path:
+    """Return where state is kept: ``/var/lib/fanwise`` for root, else in the XDG state directory.
+
+    ``root`` overrides the look at the effective user id. The directory may not exist yet.
+
+    Raises ConfigError when a user has neither ``XDG_STATE_HOME`` nor ``HOME``.
+    """
+    if os.geteuid() == 0 if root is None else root:
+        return Path("/var/lib/fanwise")
+    user = environ.get("XDG_STATE_HOME", "")
+    if user.startswith("/"):  # the XDG specification has relative paths ignored
+        return Path(user, "fanwise")
+    home = environ.get("HOME", "")
+    if not home.startswith("/"):
+        raise ConfigError("HOME", None, "not set to an absolute path", "set HOME or XDG_STATE_HOME")
+    return Path(home, ".local/state/fanwise")
+
+
 def check(file: str | os.PathLike[str]) -> None:
     """Read ``file`` alone, for its mistakes; raises ConfigError for the first."""
     _from_file(Path(file))
+
+
+def read_toml(path: Path) -> tuple[str, dict[str, object]]:
+    """Read a TOML file of at most 1 MiB: its text, and what it says.
+
+    Raises ConfigError, with the line where there is one, for a file that cannot be read or is not
+    TOML.
+    """
+    text = _read(path)
+    try:
+        return text, tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(path, None, "not TOML: nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, and what int() says of 5000 digits
+        reason, line = _split_position(str(error), text)
+        raise ConfigError(path, line, f"not TOML: {reason}") from error
 
 
 # One layer: for each key that it sets, the valid value and its origin.
@@ -175,20 +209,13 @@ _Layer = dict[str, tuple[object, str]]
 
 
 def _from_file(path: Path) -> _Layer:
-    text = _read(path)
-    try:
-        document = tomllib.loads(text)
-    except RecursionError:
-        raise ConfigError(path, None, "not TOML: nested too deeply") from None
-    except ValueError as error:  # TOMLDecodeError, and what int() says of 5000 digits
-        reason, line = _split_position(str(error), text)
-        raise ConfigError(path, line, f"not TOML: {reason}") from error
+    text, document = read_toml(path)
     layer: _Layer = {}
     for section, table in document.items():
         line = _line_of(text, section)
         if section not in _SECTIONS:
             raise ConfigError(
-                path, line, f"unknown section {section!r}", _nearest(section, _SECTIONS)
+                path, line, f"unknown section {section!r}", nearest(section, _SECTIONS)
             )
         if not isinstance(table, dict):
             raise ConfigError(
@@ -200,7 +227,7 @@ def _from_file(path: Path) -> _Layer:
             key = f"{section}.{name}"
             if key not in _FIELDS:
                 raise ConfigError(
-                    path, line, f"unknown key {name!r} in [{section}]", _nearest(name, names)
+                    path, line, f"unknown key {name!r} in [{section}]", nearest(name, names)
                 )
             layer[key] = (_valid(key, value, path, line), f"{path}:{line}" if line else f"{path}")
     return layer
@@ -211,7 +238,7 @@ def _from_environment(environ: Mapping[str, str]) -> _Layer:
     ours = tuple(f"FANWISE_{section.upper()}_" for section in _SECTIONS)
     for name in environ:
         if name.startswith(ours) and name not in names:
-            raise ConfigError(name, None, "unknown environment variable", _nearest(name, names))
+            raise ConfigError(name, None, "unknown environment variable", nearest(name, names))
     layer: _Layer = {}
     for name, key in names.items():
         if name in environ:
@@ -269,7 +296,7 @@ def _valid(key: str, value: object, source: str | os.PathLike[str], line: int | 
         for item in value:
             if isinstance(item, str) and item not in kinds:
                 raise ConfigError(
-                    source, line, f"{key}: unknown kind {item!r}", _nearest(item.lower(), kinds)
+                    source, line, f"{key}: unknown kind {item!r}", nearest(item.lower(), kinds)
                 )
     try:
         return msgspec.convert(value, kind)
@@ -289,7 +316,8 @@ def _size(
     return int(match[1]) * _UNITS[match[2]]
 
 
-def _nearest(word: str, valid: Iterable[str]) -> str:
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """Return the remedy for a word that is not valid: the nearest valid one, or all of them."""
     choices = list(valid)
     close = difflib.get_close_matches(word, choices, n=1)
     return f"did you mean {close[0]!r}?" if close else f"valid are: {', '.join(choices)}"

@@ -53,17 +53,18 @@ def test_the_same_for_people(run, scratch):
 
 
 @pytest.mark.parametrize("path", ["/proc", "/sys"])
-def test_a_filesystem_that_refuses(run, path):
+def test_a_filesystem_that_tells_no_names(run, path):
     status, out, err = run("doctor", "--json", path)
-    assert (status, err) == (1, "")
+    assert (status, err) == (0, "")
     found = json.loads(out)["paths"][0]["capabilities"]
-    assert found["rung"] is None
-    with pytest.raises(public.FilesystemRefuses) as refused, public.watch(path):
-        pass
-    assert (found["reason"], found["remedy"]) == (refused.value.reason, refused.value.remedy)
+    assert (found["rung"], found["reason"], found["remedy"]) == ("proc-like", None, None)
+    assert set(found["refused"]) == {"filesystem-mark", "inode-marks"}
+    assert found["guarantees"]["names"].startswith("none")
     status, out, _ = run("doctor", path)
-    assert status == 1
-    assert f"{path} on {found['fstype']}: cannot be watched: {found['reason']}" in out
+    assert status == 0
+    assert f"{path} on {found['fstype']}: can be watched (proc-like)" in out
+    assert f"    names: {found['guarantees']['names']}\n" in out
+    assert f"  not by inode-marks: {found['refused']['inode-marks']['reason']}" in out
 
 
 def test_a_path_that_does_not_exist(run, scratch):
@@ -129,7 +130,7 @@ def test_nobody(cannot_run):
     done = subprocess.run(
         [sys.executable, "-c", text, "doctor", "--json", "/"], capture_output=True, text=True
     )
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (done.returncode, done.stderr) == (0, "")
     (place,) = json.loads(done.stdout)["paths"]
     assert features(place) | {"rename": None} == {
         "target_fid": True,
@@ -140,7 +141,9 @@ def test_nobody(cannot_run):
         "open_by_handle": False,
     }
     found = place["capabilities"]
-    assert found["rung"] is None
-    assert "needs CAP_SYS_ADMIN" in found["reason"]
-    assert found["remedy"] == "run as root or grant CAP_SYS_ADMIN"
+    assert found["rung"] == "inode-marks"
+    refused = found["refused"]["filesystem-mark"]
+    assert "needs CAP_SYS_ADMIN" in refused["reason"]
+    assert refused["remedy"] == "run as root or grant CAP_SYS_ADMIN"
+    assert found["guarantees"]["pids"].endswith("0 for others")
     assert found["capabilities"] == []

@@ -262,7 +262,7 @@ def test_filesystems_that_cannot_open_handles(group, path):
     assert error.__cause__.errno == errno.EOPNOTSUPP
     assert "cannot open file handles" in error.reason
     assert {"/proc": "proc", "/sys": "sysfs"}[path] in error.reason
-    assert "another filesystem" in error.remedy
+    assert "marks on single directories" in error.remedy
 
 
 def test_pre_content_events_of_tmpfs(group, mounted):

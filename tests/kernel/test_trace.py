@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fanwise import DecodeError
 from fanwise.sources.trace import STACK, TraceEvent, TraceSource, remove_dead
 from tests.kernel.conftest import run
 
@@ -211,6 +212,44 @@ def test_one_that_is_not_ours_stays(tracefs):
     finally:
         for path in paths:
             os.rmdir(path)
+
+
+def test_one_that_somebody_reads_is_closed_and_removed_by_the_next(tracefs):
+    source = TraceSource([RENAME], tracefs=tracefs)
+    source.open()
+    path, fds = source.path, source.filenos()
+    with open(f"{path}/trace_pipe"):
+        source.close()
+        assert source.state == "CLOSED"
+        assert not any(os.path.exists(f"/proc/self/fd/{fd}") for fd in fds)
+        assert Path(path, "tracing_on").read_text() == "0\n"
+        with TraceSource([RENAME], tracefs=tracefs):
+            assert os.path.basename(path) in instances(tracefs)  # still read
+    with TraceSource([RENAME], tracefs=tracefs) as other:
+        assert instances(tracefs) == [os.path.basename(other.path)]
+    assert instances(tracefs) == []
+
+
+def test_one_that_somebody_removed_is_closed(tracefs):
+    source = TraceSource([RENAME], tracefs=tracefs)
+    source.open()
+    fds = source.filenos()
+    source._close_fds()  # rmdir is EBUSY before
+    os.rmdir(source.path)
+    source.close()
+    assert source.state == "CLOSED"
+    assert not any(os.path.exists(f"/proc/self/fd/{fd}") for fd in fds)
+
+
+def test_a_page_header_that_makes_no_sense(tracefs, monkeypatch):
+    def refuse(text):
+        raise DecodeError(0, "header_page without 'commit'")
+
+    monkeypatch.setattr("fanwise.sources.trace.parse_header_page", refuse)
+    with TraceSource([RENAME], tracefs=tracefs) as source:
+        assert source.state == "DOWN"
+        assert "header_page" in source.reason
+        assert instances(tracefs) == []
 
 
 def test_a_forked_child_lets_go_and_removes_nothing(tracefs):

@@ -1,5 +1,6 @@
 """Mounts below a root: followed, told, named when they cannot be, and closed when they go."""
 
+import contextlib
 import os
 import resource
 import select
@@ -19,6 +20,8 @@ from fanwise.kernel.libc import libc
 from fanwise.kernel.mounts import describe, mounts, visible
 from fanwise.sources import mounts as source_mounts
 from fanwise.sources.mounts import MountSource
+from fanwise.watch._group import Group
+from fanwise.watch._mounts import Below
 from tests.kernel.conftest import mounted, run
 from tests.kernel.test_watch_mounts import rest, until
 from tests.kernel.watching import on_disk, replay, scanned, short, watching, write
@@ -406,8 +409,6 @@ def test_it_moves_while_it_is_opened(
     tmpfs: Path, pure: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A directory above is renamed between the list and the look, of which nothing tells."""
-    from fanwise.watch._group import Group
-
     (tmpfs / "a").mkdir()
     opened = Group.open
 
@@ -439,7 +440,7 @@ def test_a_filesystem_that_cannot_be_marked_is_named(tmpfs: Path, pure: bool, he
     with _on(tmpfs / "proc", "-t", "proc", "p") as proc, watching(tmpfs, pure=pure) as r:
         (refused,) = r.watch.unwatched
         assert (refused.path, refused.fstype) == (str(proc), "proc")
-        assert "cannot open file handles" in refused.reason
+        assert "does not tell what is created" in refused.reason
         assert not r.watch.tells(str(proc / "1"))
         with _on(tmpfs / "sys", "-t", "sysfs", "s") as sys:
             until(r.watch, sys, "mounted")
@@ -560,7 +561,215 @@ def test_the_limit_of_groups(tmpfs: Path) -> None:
                 libc.umount2(os.fsencode(point), 2)
 
 
+def test_a_limit_is_met_once_for_all_that_are_refused(
+    tmpfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hundreds of mounts too many each change of mounts would cost seconds."""
+    opened = Group.open
+    tries: list[Group] = []
+
+    def counted(group: Group) -> None:
+        tries.append(group)
+        opened(group)
+
+    with _as_another_user(), watching(tmpfs) as r:
+        taken: list[int] = []
+        points = [_made(tmpfs / f"m{i}") for i in range(6)]
+        try:
+            _take_all(taken)
+            monkeypatch.setattr(Group, "open", counted)
+            for count, point in enumerate(points, 1):
+                tries.clear()
+                assert libc.mount(b"t", os.fsencode(point), b"tmpfs", 0, None) == 0
+                until(r.watch, point, "mounted")
+                assert len(r.watch.unwatched) == count
+                assert "max_user_groups" in r.watch.unwatched[-1].reason
+                assert len(tries) <= 1
+            os.close(taken.pop())
+            os.close(taken.pop())
+            assert libc.umount2(os.fsencode(points[5]), 0) == 0
+            told = until(r.watch, points[5], "unmounted")
+            told += until(r.watch, points[1], "mounted") if len(told) < 3 else []
+            assert [m.path for m in r.watch.mounts] == [str(points[0]), str(points[1])]
+            assert len(r.watch.unwatched) == 3
+        finally:
+            for fd in taken:
+                os.close(fd)
+            for point in points:
+                libc.umount2(os.fsencode(point), 2)
+
+
+def test_no_descriptor_left_for_a_mount(tmpfs: Path, heard: str) -> None:
+    """It is no error of reading: the mount is named, and followed when it can be."""
+    point, other = _made(tmpfs / "m"), _made(tmpfs / "n")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare: list[int] = []
+    with watching(tmpfs) as r:
+        scanned(r)
+        r.told()
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, limit[1]))
+            with contextlib.suppress(OSError):
+                while True:
+                    spare.append(os.open("/dev/null", os.O_RDONLY))
+            assert libc.mount(b"t", os.fsencode(point), b"tmpfs", 0, None) == 0
+            until(r.watch, point, "mounted")
+            (refused,) = r.watch.unwatched
+            assert "descriptors" in refused.reason
+            assert refused.remedy is not None
+            assert "ulimit" in refused.remedy
+            for fd in spare:
+                os.close(fd)
+            spare.clear()
+            assert libc.mount(b"t", os.fsencode(other), b"tmpfs", 0, None) == 0
+            until(r.watch, other, "mounted")
+            assert r.watch.unwatched == ()
+            write(point / "f")
+            until(r.watch, point / "f")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            for fd in spare:
+                os.close(fd)
+            libc.umount2(os.fsencode(point), 2)
+            libc.umount2(os.fsencode(other), 2)
+
+
+def test_an_error_while_mounts_are_followed_loses_nothing(
+    tmpfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Below.update
+
+    def fails(below: Below, there: object, rows: list[Change]) -> None:
+        monkeypatch.undo()
+        update(below, below.look(), rows)
+        raise OSError("made up")
+
+    with watching(tmpfs) as r:
+        scanned(r)
+        with _on(tmpfs / "m") as point:
+            monkeypatch.setattr(Below, "update", fails)
+            with pytest.raises(OSError, match="made up"):
+                until(r.watch, point, "mounted")
+            until(r.watch, point, "mounted")
+            write(point / "f")
+            until(r.watch, point / "f")
+
+
+def test_an_error_of_mounts_behind_a_slice_loses_nothing(
+    tmpfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(source: MountSource) -> bool:
+        monkeypatch.undo()
+        raise OSError("made up")
+
+    with watching(tmpfs) as r:
+        scanned(r)
+        r.told()
+        r.watch._asked_at = 0.0  # mounts are asked about now and then
+        monkeypatch.setattr(MountSource, "changed", fails)
+        write(tmpfs / "f")
+        told: list[Change] = []
+        failed = False
+        while not failed:
+            try:
+                told += r.watch.read(1)
+            except OSError:
+                failed = True
+        told += r.told()
+        assert "created" in {kind for c in told if c.path == str(tmpfs / "f") for kind in c.kinds}
+
+
+@contextmanager
+def _silent(point: Path) -> Iterator[int]:
+    """A FUSE filesystem whose server answers nothing; closing the descriptor ends the server."""
+    server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={server},rootmode=40000,user_id=0,group_id=0".encode()
+    try:
+        assert libc.mount(b"silent", os.fsencode(point), b"fuse", 0, options) == 0
+        try:
+            yield server
+        finally:
+            libc.umount2(os.fsencode(point), 2)  # by its path: no look asks the server
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(server)
+
+
+@pytest.mark.parametrize(
+    "kinds", [None, ["created", "deleted", "opened"]], ids=["plain", "helpers"]
+)
+def test_one_that_does_not_answer_holds_up_nothing(
+    tmpfs: Path, kinds: list[str] | None, heard: str
+) -> None:
+    early, late = _made(tmpfs / "early"), _made(tmpfs / "late")
+    with _silent(early) as server, watching(tmpfs, kinds=kinds) as r:
+        ((path, fstype, reason, remedy),) = r.watch.unwatched
+        assert (path, fstype, reason) == (str(early), "fuse", "it does not answer")
+        assert remedy is not None
+        r.told()
+        with _silent(late):
+            until(r.watch, late, "mounted")
+            assert [m.path for m in r.watch.unwatched] == [str(early), str(late)]
+            asked = [question._process.pid for question in r.watch._below._asked.values()]
+            assert len(asked) == 2
+            write(tmpfs / "f")
+            until(r.watch, tmpfs / "f")
+            # The answer wakes the watch, be it an error.
+            deadline = time.monotonic() + 20
+            while select.select([r.watch.fileno()], [], [], 0.05)[0]:
+                assert time.monotonic() < deadline
+                r.watch.read(0)
+            os.close(server)
+            assert select.select([r.watch.fileno()], [], [], 10)[0]
+            while "does not answer" in r.watch.unwatched[0].reason:
+                assert time.monotonic() < deadline
+                r.watch.read(0.1)
+            assert len(r.watch._below._asked) == 1
+        until(r.watch, late, "unmounted")
+        assert r.watch._below._asked == {}
+        assert not [c for c in r.told() if c.pid in asked]
+    for pid in asked:
+        with pytest.raises(ProcessLookupError):
+            _wait_gone(pid)
+
+
+def _wait_gone(pid: int) -> None:
+    fd = os.pidfd_open(pid)
+    try:
+        assert select.select([fd], [], [], 10)[0]
+    finally:
+        os.close(fd)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+    os.kill(pid, 0)
+
+
+def test_what_is_asked_ends_with_the_watch(tmpfs: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with _silent(_made(tmpfs / "m")):
+        with fanwise.watch(tmpfs) as watch:
+            (question,) = watch._below._asked.values()
+            pid = question._process.pid
+        fds = set(os.listdir("/proc/self/fd"))
+        assert len(fds - before) == 1  # the server's
+        with pytest.raises(ProcessLookupError):
+            _wait_gone(pid)
+
+
 # -- storms --
+
+
+def test_a_storm_in_one_mount_does_not_silence_the_others(tmpfs: Path, pure: bool) -> None:
+    with _on(tmpfs / "mnt") as mnt, watching(tmpfs, pure=pure) as r:
+        scanned(r)
+        r.told()
+        for i in range(12 * 4096):
+            os.close(os.open(tmpfs / f"f{i}", os.O_CREAT | os.O_WRONLY))
+        write(mnt / "f")
+        told: list[Change] = []
+        while str(mnt / "f") not in paths(told):
+            told += r.watch.read(10)
+        assert len(told) <= 3 * 4096
 
 
 def test_fifty_mounts_come_and_go(tmpfs: Path, pure: bool, heard: str) -> None:

@@ -400,3 +400,21 @@ def test_batches_left_by_a_break(tmpfs: Path, backend: str) -> None:
             assert [batch async for batch in batches] == []
 
     anyio.run(main, backend=backend)
+
+
+def test_a_mount_on_a_filesystem_without_handles(tmp_path: Path, pure: bool) -> None:
+    """The way up ends there: tmpfs on sysfs, or a volume on the overlay of a container."""
+    top = tmp_path / "sys"
+    top.mkdir()
+    run("mount", "-t", "sysfs", "s", str(top))
+    try:
+        with _over(top / "fs"):
+            (top / "fs/d").mkdir()
+            with watching(top / "fs", pure=pure) as r:
+                write(top / "fs/d/f")
+                assert short(r.told(), top)[0][1] == "fs/d/f"
+            with watching(top / "fs/d", pure=pure) as r:
+                write(top / "fs/d/g")
+                assert short(r.told(), top)[0][1] == "fs/d/g"
+    finally:
+        run("umount", str(top))

@@ -409,3 +409,32 @@ def test_a_fork_while_helpers_start_holds_nothing_up(tmpfs: Path, pure: bool) ->
             assert {c.path for c in r.told()} == {str(d / "file")}
         os.close(go)
         os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_file_that_a_starting_helper_closes_last(tmpfs: Path, pure: bool, ignored: bool) -> None:
+    """Until exec a helper has what other threads have open: its close is the host's."""
+    kinds = [*DEFAULT_KINDS, *OPENS]
+    pids = [os.getpid()] if ignored else []
+    with watching(tmpfs, kinds=kinds, ignore_pids=pids, pure=pure) as r:
+        scanned(r)
+        file = os.open(tmpfs / "f", os.O_CREAT | os.O_WRONLY)
+        ours, theirs = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(theirs)
+            os.read(ours, 1)
+            os._exit(0)
+        helpers(r).pids.add(pid)
+        os.write(file, b"x")
+        os.close(file)
+        os.close(theirs)  # now it ends, and closes the file
+        os.waitpid(pid, 0)
+        os.close(ours)
+        run("touch", str(tmpfs / "g"))
+        told: list[fanwise.Change] = []
+        while "written" not in {k for c in told if c.path == str(tmpfs / "g") for k in c.kinds}:
+            told += r.watch.read(10)
+        written = [c for c in told if c.path == str(tmpfs / "f") and "written" in c.kinds]
+        assert [c.pid for c in written] == ([] if ignored else [os.getpid()])
+        helpers(r).pids.discard(pid)

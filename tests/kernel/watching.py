@@ -79,6 +79,8 @@ def replay(changes: list[Change], paths: set[str]) -> set[str]:
             paths.add(c.path)
         elif "deleted" in c.kinds:
             paths.discard(c.path)
+            if c.is_dir:  # with all that is in it: one that left is not empty
+                paths = {p for p in paths if not p.startswith(c.path + "/")}
     return paths
 
 

@@ -12,6 +12,7 @@ from fanwise import (
     Exit,
     FanwiseError,
     LimitReached,
+    NoRoom,
     NoSuchRoot,
     NotWatchable,
     PermissionNeeded,
@@ -42,6 +43,7 @@ SAMPLES = [
         Exit.NO,
     ),
     (NoSuchRoot(b"/\xff", "gone"), "'/\\udcff': gone", Exit.NO),
+    (NoRoom("/x/a.db", "full", "make room"), "/x/a.db: full; make room", Exit.FAILED),
     (FanwiseError("two\nlines \x1b[1m"), "two\\nlines \\x1b[1m", Exit.FAILED),
 ]
 

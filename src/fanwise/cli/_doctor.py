@@ -100,6 +100,11 @@ def _text(places: list[Place | Unreachable]) -> str:
             mark = {True: "yes", False: "no ", None: "?  "}[feature.works]
             why = "" if feature.works else f": {_why(feature)}"
             lines.append(f"  {mark}  {_SAID[name]}{why}")
+        for name, refusal in found.refused.items():
+            lines.append(f"  not by {name}: {_why(refusal)}")
+        if found.guarantees:
+            lines.append(f"  what {found.rung} keeps:")
+        lines += [f"    {name}: {text}" for name, text in found.guarantees.items()]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -38,24 +38,23 @@ def text(change: Change, kinds: str | None = None) -> str:
     # Seconds are enough to convert once: changes come in bursts.
     when = f"{_clock(int(change.time))}.{int(change.time % 1 * 1000):03}"
     if change.source is not None:
-        roots = ", ".join(map(visible, change.roots or ()))
         count = "an unknown number of" if change.count is None else f"{change.count:,}"
         label = kinds or f"{'LOST':{_KINDS_WIDTH}}"
-        return f"{when}  {label} {'':7}  {count} records below {roots} ({change.source}){_before(change)}"
+        return f"{when}  {label} {'':7}  {count} records below {_of(change)} ({change.source})"
     if change.kinds == ("repaired",):
-        roots = ", ".join(map(visible, change.roots or ()))
         label = kinds or f"{'repaired':{_KINDS_WIDTH}}"
-        return f"{when}  {label} {'':7}  {change.count or 0:,} changes told of {roots}{_before(change)}"
+        return f"{when}  {label} {'':7}  {change.count or 0:,} changes told of {_of(change)}"
     label = kinds or f"{' '.join(change.kinds):{_KINDS_WIDTH}}"
     slash = "/" if change.is_dir and change.path != "/" else ""
     path = visible(change.path) + slash
     if change.old_path is not None:
         path = f"{visible(change.old_path)}{slash} -> {path}"
-    return f"{when}  {label} {change.pid or '-':>7}  {path}{_by(change)}{_remarks(change)}"
+    return f"{when}  {label} {change.pid or '-':>7}  {path}{_remarks(change)}{_by(change)}"
 
 
-def _before(change: Change) -> str:
-    return "  (baseline incomplete)" if change.baseline is not None else ""
+def _of(change: Change) -> str:
+    roots = ", ".join(map(visible, change.roots or ()))
+    return roots + (", baseline incomplete" if change.baseline is not None else "")
 
 
 def column(kinds: tuple[str, ...]) -> str:
@@ -82,7 +81,7 @@ def _by(change: Change) -> str:
     if process is None:
         return ""
     if process.state == "gone":
-        return "  by ? (gone)"
+        return "  by ? (not known)"
     user = f" as {visible(process.user)}" if process.user is not None else ""
     return f"  by {visible(process.exe or process.name or '?')}{user}"
 

@@ -60,6 +60,7 @@ typedef struct {
     char *path;
     size_t pathcap;
     span victim;
+    int blind; /* link counts are not reported */
     int busy; /* other code runs: nothing may change the window under it */
 } decoder;
 
@@ -113,6 +114,17 @@ const char *fw_parse(const uint8_t *b, size_t n, size_t off, rec *r)
             }
         }
         q += il;
+    }
+    /* Marks on single directories: what came from a directory without one has no old name. */
+    if (r->mask & RENAME && r->dir2.n && !r->has_name) {
+        r->has_name = 1;
+        if (r->mask & ONDIR)
+            r->name = (span){r->name2.p, 0};
+        else {
+            r->mask = (r->mask & ~(uint64_t)RENAME) | CREATE;
+            r->dir = r->dir2, r->name = r->name2;
+            r->dir2 = r->name2 = (span){NULL, 0};
+        }
     }
     return NULL;
 }
@@ -357,8 +369,10 @@ static PyObject *bytes_of(span s)
     return PyBytes_FromStringAndSize((const char *)s.p, (Py_ssize_t)s.n);
 }
 
-static int suspect(const note *t)
+static int suspect(const decoder *d, const note *t)
 {
+    if (d->blind && !(t->flags & N_DIR) && (t->names >= 2 || t->flags & N_BOTH))
+        return 1;
     return t->renames >= 2 || (t->flags & N_GONE && t->flags & N_TWICE) ||
            ((t->names >= 2 || t->flags & N_BOTH) && t->flags & N_ATTRIB && !(t->flags & N_GONE));
 }
@@ -372,7 +386,7 @@ static PyObject *decoder_suspects(PyObject *self, PyObject *unused)
     PyObject *l = PyList_New(0);
     for (uint32_t k = 0; l && k < d->nnotes; k++) {
         const note *t = &d->notes[k];
-        if (!suspect(t))
+        if (!suspect(d, t))
             continue;
         PyObject *o = Py_BuildValue("(y#III)", (const char *)t->key.p, (Py_ssize_t)t->key.n,
                                     t->flags, (unsigned)t->names, (unsigned)t->renames);
@@ -434,10 +448,16 @@ static PyObject *decoder_dir_records(PyObject *self, PyObject *unused)
     return l;
 }
 
-/* Name records in order: of the objects in a set, or of all that may still be there (None). */
-static PyObject *decoder_name_records(PyObject *self, PyObject *wanted)
+static int among(PyObject *wanted, span s)
 {
-    decoder *d = (decoder *)self;
+    PyObject *key = bytes_of(s);
+    int in = key ? PySequence_Contains(wanted, key) : -1;
+    Py_XDECREF(key);
+    return in;
+}
+
+static PyObject *some_records(decoder *d, PyObject *wanted, int by_directory)
+{
     if (refuse_busy(d))
         return NULL;
     d->busy = 1;
@@ -449,15 +469,17 @@ static PyObject *decoder_name_records(PyObject *self, PyObject *wanted)
             fw_parse(c->p, c->n, off, &r);
             if (!(r.mask & NAMED) || !r.target.n)
                 continue;
-            int in;
-            if (wanted == Py_None) {
+            int in = 0;
+            if (by_directory) {
+                if (r.dir.n)
+                    in = among(wanted, r.dir);
+                if (!in && r.dir2.n)
+                    in = among(wanted, r.dir2);
+            } else if (wanted == Py_None) {
                 const note *t = note_find(d, r.target);
                 in = t && !(t->flags & N_GONE);
-            } else {
-                PyObject *key = bytes_of(r.target);
-                in = key ? PySequence_Contains(wanted, key) : -1;
-                Py_XDECREF(key);
-            }
+            } else
+                in = among(wanted, r.target);
             PyObject *o = in > 0 ? record_tuple(&r, c->time, (span){NULL, 0}) : NULL;
             if (in < 0 || (in > 0 && (!o || PyList_Append(l, o) < 0)))
                 Py_CLEAR(l);
@@ -466,6 +488,18 @@ static PyObject *decoder_name_records(PyObject *self, PyObject *wanted)
     }
     d->busy = 0;
     return l;
+}
+
+/* Name records in order: of the objects in a set, or of all that may still be there (None). */
+static PyObject *decoder_name_records(PyObject *self, PyObject *wanted)
+{
+    return some_records((decoder *)self, wanted, 0);
+}
+
+/* Name records in order: of the directories in a set. */
+static PyObject *decoder_records_in(PyObject *self, PyObject *wanted)
+{
+    return some_records((decoder *)self, wanted, 1);
 }
 
 static int ignored(const decoder *d, int32_t pid)
@@ -940,7 +974,7 @@ static PyObject *decoder_plain(PyObject *self, PyObject *const *a, Py_ssize_t na
         return NULL;
     Py_DECREF(n);
     for (uint32_t k = 0; k < d->nnotes; k++)
-        if (d->notes[k].flags & N_UNKNOWN || suspect(&d->notes[k]))
+        if (d->notes[k].flags & N_UNKNOWN || suspect(d, &d->notes[k]))
             Py_RETURN_NONE;
     PyObject *made = decoder_decode(self, a[2]);
     if (!made)
@@ -959,12 +993,13 @@ static PyObject *decoder_plain(PyObject *self, PyObject *const *a, Py_ssize_t na
 
 static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
-    static char *names[] = {"tree", "make", "kinds", "want", "device", "pids", "gone", NULL};
+    static char *names[] = {"tree", "make", "kinds", "want", "device", "pids", "gone", "blind", NULL};
+    int blind = 0;
     PyObject *tree, *make, *kinds, *pids, *gone;
     unsigned long long want;
     const char *device;
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "OOOKsOO:Decoder", names, &tree, &make, &kinds,
-                                     &want, &device, &pids, &gone))
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "OOOKsOO|p:Decoder", names, &tree, &make, &kinds,
+                                     &want, &device, &pids, &gone, &blind))
         return NULL;
     PyObject *m = PyType_GetModule(type);
     PyObject *tt = m ? PyObject_GetAttrString(m, "Tree") : NULL;
@@ -986,6 +1021,7 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *kw)
     d->kinds = Py_NewRef(kinds);
     d->gone = Py_NewRef(gone);
     d->want = want;
+    d->blind = blind;
     strcpy(d->device, device);
     d->exact = PyUnicode_InternFromString("exact");
     d->current = PyUnicode_InternFromString("current");
@@ -1053,6 +1089,7 @@ static PyMethodDef decoder_methods[] = {
     {"suspects", decoder_suspects, METH_NOARGS, "Objects whose order may be unknowable."},
     {"dir_records", decoder_dir_records, METH_NOARGS, "Name records of directories, in order."},
     {"name_records", decoder_name_records, METH_O, "Name records of some objects, in order."},
+    {"records_in", decoder_records_in, METH_O, "Name records of some directories, in order."},
     {"notes", decoder_notes, METH_O, "(notes, names, renames) of an object."},
     {"plain", FAST(decoder_plain), METH_FASTCALL, "A window that needs no look, at once."},
     {"decode", decoder_decode, METH_O, "(changes, stop) of the next slice."},

@@ -107,6 +107,8 @@ def parse(data: bytes) -> list[tuple[int, Any, Any, Any, Any, Any, bool, int]]:
             record, off = _parse_one(data, off)
             out.append(record)
             continue
+        if name1 is None and dir2 is not None and mask & RENAME:
+            mask, dir1, name1, dir2, name2 = _one_sided(mask, dir2, name2)
         itself = target is None and (name1 == b"." or name1 == b"")
         out.append((mask, dir1, name1, dir2, name2, target, itself, pid))
         off = end
@@ -152,8 +154,17 @@ def _parse_one(data: bytes, off: int) -> tuple[Any, int]:
                 else:
                     dir1, name1 = key, name
         at += span
+    if name1 is None and dir2 is not None and mask & RENAME:
+        mask, dir1, name1, dir2, name2 = _one_sided(mask, dir2, name2)
     itself = target is None and (name1 == b"." or name1 == b"")
     return (mask, dir1, name1, dir2, name2, target, itself, pid), end
+
+
+def _one_sided(mask: int, dir2: bytes, name2: Any) -> tuple[int, Any, Any, Any, Any]:
+    # Marks on single directories: what came from a directory without one has no old name.
+    if mask & ONDIR:
+        return mask, None, b"", dir2, name2
+    return mask & ~RENAME | CREATE, dir2, name2, None, None
 
 
 def _identity(device: str, key: bytes | None) -> str | None:
@@ -187,11 +198,13 @@ class Decoder:
         device: str,
         pids: Container[int],
         gone: dict[bytes, set[bytes]],
+        blind: bool = False,
     ) -> None:
         if not isinstance(tree, Tree) or len(kinds) != 512 or len(device) >= 32:
             raise TypeError("Decoder(Tree, make, list of 512, mask, device, pids, {})")
         self._tree, self._make, self._kinds = tree, make, kinds
         self._want, self._device, self._pids, self._gone = want, device, pids, gone
+        self._blind = blind  # link counts are not reported
         self._by_mask: dict[int, tuple[str, ...]] = {}
         self._busy = False  # other code runs: nothing may change the window under it
         self._clear()
@@ -305,7 +318,8 @@ class Decoder:
         return [
             (key, n.flags, n.names, n.renames)
             for key, n in self._notes.items()
-            if n.renames >= 2
+            if (self._blind and not n.flags & N_DIR and (n.names >= 2 or n.flags & N_BOTH))
+            or n.renames >= 2
             or (n.flags & N_GONE and n.flags & N_TWICE)
             or ((n.names >= 2 or n.flags & N_BOTH) and n.flags & N_ATTRIB and not n.flags & N_GONE)
         ]
@@ -355,6 +369,20 @@ class Decoder:
                 continue
             out.append(self._tuple(number))
         return out
+
+    def records_in(self, wanted: Container[bytes]) -> list[Record]:
+        """Name records in order: of some directories."""
+        self._refuse_busy()
+        self._busy = True
+        try:
+            return [
+                self._tuple(number)
+                for number, (mask, dir1, _, dir2, _, target, _, _) in enumerate(self._recs)
+                if mask & NAMED and target is not None
+                if (dir1 is not None and dir1 in wanted) or (dir2 is not None and dir2 in wanted)
+            ]
+        finally:
+            self._busy = False
 
     # -- pass 2 --
 

@@ -1,4 +1,4 @@
-"""scan_dirs in Python: the twin of `_scan.c`, with the same answers."""
+"""scan_dirs and mark_dirs in Python: the twins of `_scan.c`, with the same answers."""
 
 import ctypes
 import errno
@@ -11,7 +11,7 @@ from typing import Any
 from fanwise._errors import FanwiseError, NotWatchable
 
 from .contract import LISTED, LISTED_DIR, LISTED_HIDDEN
-from .handles import name_to_handle, open_by_handle
+from .handles import identify, name_to_handle, open_by_handle
 from .libc import AT_NO_AUTOMOUNT, last_error, libc
 
 _AT_SYMLINK_NOFOLLOW = 0x100
@@ -113,6 +113,101 @@ def _entry(fd: int, name: bytes, is_dir: bool) -> bytes | None:
 
 def _ns(seconds: int, ns: int) -> int:
     return max(-(2**63), min(seconds * 10**9 + ns, 2**63 - 1))
+
+
+def mark_dirs(
+    group: int, inotify: bool, mask: int, items: Sequence[tuple[bytes, bytes]], all: bool
+) -> tuple[list[tuple[bytes, bytes, bytes, bool]], list[tuple[int, int]]]:
+    """Mark directories, each a (key, path), then list them: the mark misses nothing of the list.
+
+    Returns [(key, parent key, name, is directory)] of the subdirectories, or with ``all`` of
+    everything inside, and an (errno, watch descriptor) for each directory: ESTALE when another one
+    stands at the path, -1 where ``group`` is not of inotify.
+    """
+    found: list[tuple[bytes, bytes, bytes, bool]] = []
+    ends: list[tuple[int, int]] = []
+    for key, _ in items:
+        if not 4 <= len(key) <= 132:
+            raise ValueError("not a handle key")
+    for key, path in items:
+        watch = -1
+        try:
+            fd = _open_noatime(path)
+        except OSError as error:
+            ends.append((error.errno or 0, watch))
+            continue
+        code = 0
+        try:
+            here, mine = identify(b"", fd, empty=True)
+            if here != key:
+                raise OSError(errno.ESTALE, "another directory stands there now")
+            watch = _mark(group, inotify, mask, fd)
+            if all or os.fstat(fd).st_nlink != 2:
+                _list(fd, key, mine, all, found)
+        except (OSError, NotWatchable) as error:
+            code = _errno(error)
+        finally:
+            os.close(fd)
+        ends.append((code, watch))
+    return found, ends
+
+
+def _mark(group: int, inotify: bool, mask: int, fd: int) -> int:
+    watch = -1
+    if inotify:
+        done = watch = libc.inotify_add_watch(group, b"/proc/self/fd/%d" % fd, mask)
+    else:
+        done = libc.fanotify_mark(group, 1, mask, fd, None)
+    if done < 0:
+        raise last_error()
+    return watch
+
+
+def _list(
+    fd: int, key: bytes, mine: int, all: bool, found: list[tuple[bytes, bytes, bytes, bool]]
+) -> None:
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            try:
+                is_dir = entry.is_dir(follow_symlinks=False)
+                if not is_dir and not all:
+                    continue
+                name = os.fsencode(entry.name)
+                child, mount = identify(name, fd)
+            except (OSError, FanwiseError):
+                continue  # removed meanwhile: the stream tells
+            if mount == mine:
+                found.append((child, key, name, is_dir))
+
+
+def _open_noatime(path: bytes) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return open_long(path, flags | os.O_NOATIME)
+    except PermissionError as error:
+        if error.errno != errno.EPERM:
+            raise
+        return open_long(path, flags)  # another user's
+
+
+def open_long(path: bytes, flags: int) -> int:
+    """Open a path that may be longer than the kernel takes at once. Raises OSError."""
+    at = -1
+    try:
+        while len(path) > 4000:
+            cut = path.rfind(b"/", 1, 4001)
+            if cut < 0:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            step = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            below = os.open(path[:cut], step, dir_fd=at if at >= 0 else None)
+            at, before = below, at
+            if before >= 0:
+                os.close(before)
+            path = path[cut + 1 :]
+        return os.open(path, flags, dir_fd=at if at >= 0 else None)
+    finally:
+        if at >= 0:
+            os.close(at)
 
 
 def _errno(error: OSError | NotWatchable) -> int:

@@ -1,5 +1,6 @@
 /* scan_dirs: the subdirectories of some directories, by handle, without the interpreter lock; with
  * names, also all their names, or entries with inode, size and times.
+ * mark_dirs: the same by path, with a mark set on each before it is listed.
  *
  * For each key: open by handle, getdents64, name_to_handle_at and stat for every subdirectory, and
  * for entries statx for every name.
@@ -12,8 +13,11 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/fanotify.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -325,7 +329,234 @@ done:
     return NULL;
 }
 
+#ifndef AT_HANDLE_FID
+#define AT_HANDLE_FID 0x200
+#endif
+
+typedef struct {
+    int group, inotify, all, fid;
+    uint64_t mask;
+} marking;
+
+typedef struct {
+    char *path; /* NUL-terminated copies, one after the other */
+    size_t path_at;
+    uint8_t key[FW_KEY_MAX];
+    uint8_t keylen;
+    int err, wd;
+} marked;
+
+/* A path longer than the kernel takes is walked in pieces. */
+static int open_long(char *path, int flags)
+{
+    int at = AT_FDCWD;
+    char *p = path;
+    for (;;) {
+        size_t n = strlen(p);
+        char *cut = NULL;
+        if (n > 4000) {
+            cut = p + 4000;
+            while (cut > p && *cut != '/')
+                cut--;
+            if (cut == p) {
+                errno = ENAMETOOLONG;
+                break;
+            }
+            *cut = 0;
+        }
+        int fd = openat(at, p, cut ? O_PATH | O_DIRECTORY | O_CLOEXEC : flags);
+        int err = errno;
+        if (at >= 0)
+            close(at);
+        if (cut)
+            *cut = '/';
+        if (fd < 0 || !cut) {
+            errno = err;
+            return fd;
+        }
+        at = fd;
+        p = cut + 1;
+    }
+    if (at >= 0)
+        close(at);
+    return -1;
+}
+
+static int handle_of(int fd, const char *name, struct file_handle *h, int *mount, int *fid)
+{
+    h->handle_bytes = 128;
+    int flags = (*name ? 0 : AT_EMPTY_PATH) | (*fid ? AT_HANDLE_FID : 0);
+    if (!name_to_handle_at(fd, name, h, mount, flags))
+        return 0;
+    if (errno == EINVAL && *fid) { /* a kernel that does not know the flag (before v6.5) */
+        *fid = 0;
+        return handle_of(fd, name, h, mount, fid);
+    }
+    return -1;
+}
+
+static int mark_one(marking *m, marked *d, uint32_t index, char *path, char *buf, size_t room,
+                    found *f)
+{
+    union {
+        struct file_handle h;
+        char room[sizeof(struct file_handle) + 128];
+    } u;
+    int flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW;
+    int fd = open_long(path, flags | O_NOATIME);
+    if (fd < 0 && errno == EPERM) /* another user's */
+        fd = open_long(path, flags);
+    if (fd < 0)
+        return errno;
+    int mine, err = 0;
+    if (handle_of(fd, "", &u.h, &mine, &m->fid))
+        err = errno;
+    else if (u.h.handle_bytes + 4 != d->keylen || memcmp(&u.h.handle_type, d->key, 4) ||
+             memcmp(u.h.f_handle, d->key + 4, u.h.handle_bytes))
+        err = ESTALE; /* another one stands there now */
+    else if (m->inotify) {
+        char proc[40];
+        snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd);
+        d->wd = inotify_add_watch(m->group, proc, (uint32_t)m->mask);
+        if (d->wd < 0)
+            err = errno;
+    } else if (fanotify_mark(m->group, FAN_MARK_ADD, m->mask, fd, NULL))
+        err = errno;
+    struct stat st;
+    int some = m->all;
+    if (!err && !some) {
+        if (fstat(fd, &st))
+            err = errno;
+        else
+            some = st.st_nlink != 2; /* else a leaf: nothing to list */
+    }
+    while (!err && some) {
+        long n = syscall(SYS_getdents64, fd, buf, room);
+        if (n < 0)
+            err = errno;
+        if (n <= 0 || err)
+            break;
+        for (long o = 0; o < n && !err;) {
+            struct dent *e = (struct dent *)(buf + o);
+            o += e->len;
+            if (!m->all && e->type != DT_DIR && e->type != DT_UNKNOWN)
+                continue;
+            if (e->name[0] == '.' && (!e->name[1] || (e->name[1] == '.' && !e->name[2])))
+                continue;
+            int mid, dir = e->type == DT_DIR;
+            if (handle_of(fd, e->name, &u.h, &mid, &m->fid) || mid != mine)
+                continue; /* removed meanwhile, or hidden by a mount */
+            if (e->type == DT_UNKNOWN) {
+                if (fstatat(fd, e->name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT))
+                    continue;
+                dir = S_ISDIR(st.st_mode);
+            }
+            if ((dir || m->all) && push(f, index, &u.h, e->name, dir) < 0)
+                err = ENOMEM;
+        }
+    }
+    close(fd);
+    return err;
+}
+
+static PyObject *mark_dirs(PyObject *self, PyObject *args)
+{
+    (void)self;
+    marking m = {.fid = 1};
+    unsigned long long mask;
+    PyObject *items, *out = NULL, *ends = NULL;
+    if (!PyArg_ParseTuple(args, "ipKOp:mark_dirs", &m.group, &m.inotify, &mask, &items, &m.all))
+        return NULL;
+    m.mask = mask;
+    Py_ssize_t n = PySequence_Size(items);
+    if (n < 0)
+        return NULL;
+    enum { ROOM = 1 << 16 };
+    found f = {NULL, 0, 0};
+    char *buf = malloc(ROOM), *paths = NULL;
+    size_t used = 0, have = 0;
+    marked *d = calloc((size_t)n + 1, sizeof *d);
+    if (!buf || !d) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *item = PySequence_GetItem(items, i);
+        char *key, *path;
+        Py_ssize_t kl, pl;
+        if (!item || !PyArg_ParseTuple(item, "y#y#", &key, &kl, &path, &pl)) {
+            Py_XDECREF(item);
+            goto done;
+        }
+        if (kl < 4 || kl > FW_KEY_MAX) {
+            Py_DECREF(item);
+            PyErr_SetString(PyExc_ValueError, "not a handle key");
+            goto done;
+        }
+        if (used + (size_t)pl + 1 > have) {
+            have = have * 2 + (size_t)pl + 4096;
+            char *p = realloc(paths, have);
+            if (!p) {
+                Py_DECREF(item);
+                PyErr_NoMemory();
+                goto done;
+            }
+            paths = p;
+        }
+        d[i].path_at = used;
+        memcpy(paths + used, path, (size_t)pl);
+        paths[used + (size_t)pl] = 0;
+        used += (size_t)pl + 1;
+        memcpy(d[i].key, key, (size_t)kl);
+        d[i].keylen = (uint8_t)kl;
+        d[i].wd = -1;
+        Py_DECREF(item);
+    }
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < n; i++)
+        d[i].err = mark_one(&m, &d[i], (uint32_t)i, paths + d[i].path_at, buf, ROOM, &f);
+    Py_END_ALLOW_THREADS
+    out = PyList_New(0);
+    ends = PyList_New(0);
+    for (size_t o = 0; out && ends && o < f.used;) {
+        uint32_t parent;
+        uint16_t kl, nl;
+        memcpy(&parent, f.p + o, 4);
+        memcpy(&kl, f.p + o + 4, 2);
+        memcpy(&nl, f.p + o + 6, 2);
+        int dir = (kl & LEAF) != 0;
+        kl &= (uint16_t)~LEAF;
+        PyObject *e = Py_BuildValue("(y#y#y#O)", (char *)f.p + o + 8, (Py_ssize_t)kl,
+                                    (char *)d[parent].key, (Py_ssize_t)d[parent].keylen,
+                                    (char *)f.p + o + 8 + kl, (Py_ssize_t)nl,
+                                    dir ? Py_True : Py_False);
+        if (!e || PyList_Append(out, e) < 0)
+            Py_CLEAR(out);
+        Py_XDECREF(e);
+        o += 8 + (size_t)kl + nl;
+    }
+    for (Py_ssize_t i = 0; out && ends && i < n; i++) {
+        PyObject *e = Py_BuildValue("(ii)", d[i].err, d[i].wd);
+        if (!e || PyList_Append(ends, e) < 0)
+            Py_CLEAR(ends);
+        Py_XDECREF(e);
+    }
+done:
+    free(buf);
+    free(paths);
+    free(d);
+    free(f.p);
+    if (out && ends)
+        return Py_BuildValue("(NN)", out, ends);
+    Py_XDECREF(out);
+    Py_XDECREF(ends);
+    return NULL;
+}
+
 static PyMethodDef scan_methods[] = {
+    {"mark_dirs", mark_dirs, METH_VARARGS,
+     "mark_dirs(group, inotify, mask, [(key, path)], all) -> "
+     "([(key, parent key, name, is directory)], [(errno, watch)])"},
     {"scan_dirs", scan_dirs, METH_VARARGS,
      "scan_dirs(mount_fd, keys, names=0) -> ([(key, parent key, name, leaf)], [(key, errno)], "
      "[(key, names)])"},

@@ -345,7 +345,7 @@ def _filesystem(code: int, flags: int, mask: int, path: bytes) -> FilesystemRefu
         return FilesystemRefuses(
             path,
             f"{fstype} has no filesystem id, which this kind of mark needs",
-            "watch a path on another filesystem; marks on single directories are not there yet",
+            "use marks on single directories, as a watch of such a path does",
         )
     if code == errno.EXDEV:
         if flags & _MARK_TYPE and fstype == "btrfs":
@@ -367,7 +367,7 @@ def _filesystem(code: int, flags: int, mask: int, path: bytes) -> FilesystemRefu
         return FilesystemRefuses(
             path,
             f"{fstype} cannot open file handles, which this kind of mark needs",
-            "watch a path on another filesystem; marks on single directories are not there yet",
+            "use marks on single directories, as a watch of such a path does",
         )
     return FilesystemRefuses(path, f"{fstype} has no file handles")
 

@@ -39,6 +39,7 @@ libc.name_to_handle_at.argtypes = [
     ctypes.POINTER(ctypes.c_int),
     ctypes.c_int,
 ]
+libc.inotify_add_watch.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32]
 libc.open_by_handle_at.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
 
 
@@ -73,6 +74,23 @@ def name_to_handle(
     raw = handle.raw
     (size,) = struct.unpack_from("=I", raw)
     return raw[4 : _HEAD.size + size], mount_id.value
+
+
+def identify(
+    path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    dirfd: int = AT_FDCWD,
+    follow: bool = False,
+    empty: bool = False,
+) -> tuple[bytes, int]:
+    """Do what `name_to_handle` does, with a key that need not open: what records hold is enough.
+
+    Kernels without AT_HANDLE_FID give one wherever handles open, and raise FilesystemRefuses
+    elsewhere.
+    """
+    try:
+        return name_to_handle(path, dirfd, follow, empty, fid=True)
+    except FeatureMissing:
+        return name_to_handle(path, dirfd, follow, empty)
 
 
 def open_by_handle(mount_fd: int, key: bytes, flags: int = os.O_PATH | os.O_CLOEXEC) -> int:

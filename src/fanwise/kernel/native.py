@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 
 from fanwise._errors import FeatureMissing
 
+from ._pure_scan import open_long
+
+__all__ = ["Parts", "open_long", "parts", "why_pure"]
+
 
 class Parts(NamedTuple):
     """The parts that exist twice; ``name`` is "native" or "pure"."""
@@ -20,6 +24,7 @@ class Parts(NamedTuple):
     Decoder: Any
     Index: Any
     scan_dirs: Callable[..., Any]
+    mark_dirs: Callable[..., Any]
 
 
 def why_pure() -> str | None:
@@ -53,6 +58,7 @@ def parts(pure: bool | None = None) -> Parts:
             _pure_decode.Decoder,
             _pure_index.Index,
             _pure_scan.scan_dirs,
+            _pure_scan.mark_dirs,
         )
     from . import _native
 
@@ -63,4 +69,5 @@ def parts(pure: bool | None = None) -> Parts:
         _native.Decoder,
         _native.Index,
         _native.scan_dirs,
+        _native.mark_dirs,
     )

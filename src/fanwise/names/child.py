@@ -27,7 +27,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -60,6 +60,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 # What a helper is asked for, by what scan_dirs is to bring of the names.
 _SCANS: tuple[Literal["scan"], Literal["names"], Literal["index"]] = "scan", "names", "index"
+_DONE = ("opened", "accessed", "executed")  # what a helper does
 
 _lock = threading.RLock()  # a signal handler may fork, too
 _live: "weakref.WeakSet[Helpers]" = weakref.WeakSet()
@@ -221,10 +222,27 @@ class Helpers:
         if error is not None:
             raise error
 
-    def drop(self, rows: list[Any]) -> list[Any]:
-        """Leave out what the helpers did."""
+    def drop(self, rows: list[Any], ignored: Container[int]) -> list[Any]:
+        """Leave out what the helpers did.
+
+        They write nothing. But one that starts has, until exec, what other threads of the host have
+        open, and if those close it meanwhile it is the last: that is told as the host's.
+        """
         with _lock:
-            return [row for row in rows if row.pid not in self.pids]
+            ours = self.pids
+            if not any(row.pid in ours and "written" in row.kinds for row in rows):
+                return [row for row in rows if row.pid not in ours]
+            out = []
+            host = os.getpid()
+            for row in rows:
+                if row.pid not in ours:
+                    out.append(row)
+                elif "written" in row.kinds and host not in ignored:
+                    put = msgspec.structs.force_setattr
+                    put(row, "pid", host)
+                    put(row, "kinds", tuple(k for k in row.kinds if k not in _DONE))
+                    out.append(row)
+            return out
 
     def bury(self, dead: tuple[subprocess.Popen[bytes], ...]) -> None:
         """Reap some of `dead`, when all that was raised before they died is decoded."""
@@ -233,6 +251,14 @@ class Helpers:
         with _lock:
             self.dead = tuple(process for process in self.dead if process not in dead)
             self.pids -= {process.pid for process in dead}
+
+    def leave(self, process: "subprocess.Popen[bytes]") -> None:
+        """Take over one that `spawn` started and that ended: it is reaped like the others."""
+        if self.closed:
+            process.wait()
+        else:
+            with _lock:
+                self.dead += (process,)
 
     def close(self) -> None:
         """End the processes; idempotent. Whoever waits for an answer is told by ClosedError."""
@@ -298,6 +324,24 @@ class ChildLookup(Lookup):
         """See Lookup."""
         links = self._ask("links", key, _LINKS)
         return -1 if links is None else links
+
+
+def spawn(command: Sequence[str], helpers: Helpers | None) -> "subprocess.Popen[bytes]":
+    """Start a process that has nothing of ours open. Raises OSError.
+
+    Where there are helpers, what it does is dropped as well; hand it to `Helpers.leave`.
+    """
+    with _lock:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+        )
+        if helpers is not None:
+            helpers.pids.add(process.pid)
+    return process
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

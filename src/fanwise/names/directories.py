@@ -13,7 +13,7 @@ from typing import Any
 
 from fanwise._errors import NotWatchable
 from fanwise.kernel import contract as flags
-from fanwise.kernel.handles import name_to_handle
+from fanwise.kernel.handles import identify
 from fanwise.kernel.mounts import Mount
 
 from .globs import Globs
@@ -41,7 +41,7 @@ class Root:
 
 
 def _key_on(path: str | bytes, mount: Mount) -> bytes:
-    key, found = name_to_handle(path)
+    key, found = identify(path)
     if found != mount.id:
         raise NotWatchable(path, "another filesystem was mounted or unmounted there meanwhile")
     return key
@@ -58,11 +58,20 @@ class Directories:
         lookup: Lookup,
         exclude: Iterable[str] = (),
         anchors: Callable[[], list[str]] | None = None,
+        marks: bool = False,
     ) -> None:
         self.tree = tree
         self.mount = mount
         self.roots = roots
         self.lookup = lookup
+        self.marks = marks  # on single directories: each that is inside needs one
+        # Made under the watch, not marked yet: what is inside them already is told as created.
+        self.fresh: list[bytes] = []
+        # What is being decoded may be older than the marks set last.
+        self.murky = False
+        # Found where they went, ahead of the records of their way there: how often those tell that
+        # they left for where no mark was.
+        self.ahead: dict[bytes, int] = {}
         self._exclude = tuple(exclude)
         # Where globs with a slash begin: at the roots, if nothing else is said.
         self._anchors = anchors or (lambda: [root.path for root in self.roots])
@@ -89,6 +98,8 @@ class Directories:
         self.observed.clear()
         self.hidden.clear()
         self.unscanned.clear()
+        self.fresh.clear()
+        self.ahead.clear()
         if not self._top:
             self._top = _key_on(self.mount.mount_point, self.mount)
         tree.put(self._top, -1, self.mount.mount_point, flags.TOP)
@@ -126,6 +137,9 @@ class Directories:
         else:
             self.tree.flag(at, flags.ROOT, flags.EXCLUDED)
             self.want_scan(at)
+        if self.marks and not self.tree.info(at)[2] & flags.SCANNED:
+            self.tree.flag(at, flags.SCANNED, 0)
+            self.unscanned.append(at)
         if self.came is not None:
             self.came(at, True)
 
@@ -164,6 +178,18 @@ class Directories:
         if root or self.tree.info(at)[4]:
             for each in self.tree.ids():
                 self.judge(each)
+
+    def back(self, at: int) -> None:
+        """Want everything below a directory that came back read again: it was out of sight."""
+        for each in self.tree.ids():
+            above = each
+            for _ in range(len(self.tree)):
+                if above == at or above < 0:
+                    break
+                above = self.tree.info(above)[0]
+            if above == at:
+                self.tree.flag(each, 0, flags.SCANNED)
+                self.want_scan(each)
 
     def inside(self, at: int) -> bool:
         """Say whether what happens in a directory is told."""
@@ -225,7 +251,8 @@ class Directories:
     def _place_of(self, key: bytes, firsts: dict[bytes, Any]) -> tuple[bytes | None, bytes] | None:
         record = firsts.get(key)
         if record is not None:
-            return record[3], record[4]
+            # None, b"": it came from where nothing is known. Its rename will put it.
+            return record[3], record[4] or b""
         return None if key in self.hidden else self.observed.get(key)
 
     def place(self, key: bytes, firsts: dict[bytes, Any], extra: int = 0) -> int:

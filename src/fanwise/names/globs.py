@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from fanwise._errors import ConfigError
 
 
-def _translate(glob: str) -> str:
+def translate(glob: str) -> str:
+    """Return the pattern of a glob; compiling it raises re.error for one that is not valid."""
     out, at = [], 0
     while at < len(glob):
         if glob.startswith("**/", at):
@@ -33,7 +34,8 @@ def _translate(glob: str) -> str:
             if end < 0:
                 out.append(re.escape(c))
                 continue
-            body = glob[at:end].replace("\\", "\\\\")
+            # "[", "&", "~" and "|" mean themselves here; doubled, re would read more into them.
+            body = re.sub(r"([\\[&~|])", r"\\\1", glob[at:end])
             out.append(f"[{'^' + body[1:] if body[0] in '!^' else body}]")
             at = end + 1
         else:
@@ -56,14 +58,14 @@ class Globs:
             body = glob.rstrip("/")
             try:
                 if body.startswith("/"):
-                    paths.append(re.compile(_translate(body)).pattern)
+                    paths.append(re.compile(translate(body)).pattern)
                     self.anchored.append(glob)
                 elif "/" in body:
-                    inner = re.compile(_translate(body)).pattern
+                    inner = re.compile(translate(body)).pattern
                     paths += [f"{re.escape(root.rstrip('/'))}/{inner}" for root in roots]
                     self.anchored.append(glob)
                 else:
-                    names.append(re.compile(_translate(body)).pattern)
+                    names.append(re.compile(translate(body)).pattern)
             except re.error as error:
                 raise ConfigError("exclude", None, f"not a glob: {glob!r} ({error})") from error
         self._name = re.compile("|".join(names), re.DOTALL) if names else None

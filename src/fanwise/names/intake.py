@@ -77,6 +77,7 @@ class Intake:
         self._take, self._sync, self._ahead, self._noted = take, sync, ahead, gap
         self._chunks: deque[Chunk] = deque()
         self.bytes = 0  # of records held here
+        self.popped = 0  # chunks taken
 
     def __bool__(self) -> bool:
         return bool(self._chunks)
@@ -99,15 +100,24 @@ class Intake:
     def pop(self) -> Chunk | None:
         """Take the next chunk."""
         if not self._chunks:
-            return self._next()
+            chunk = self._next()
+            self.popped += chunk is not None
+            return chunk
         chunk = self._chunks.popleft()
+        self.popped += 1
         self.bytes -= len(chunk.data)
         return chunk
 
     def unpop(self, chunk: Chunk) -> None:
         """Put a chunk back."""
         self._chunks.appendleft(chunk)
+        self.popped -= 1
         self.bytes += len(chunk.data)
+
+    @property
+    def last(self) -> int:
+        """What `popped` is when everything that stands here now was taken."""
+        return self.popped + len(self._chunks)
 
     def push_stop(self) -> None:
         """Queue, behind everything read so far, that the marks were gone for a while."""
@@ -183,6 +193,17 @@ class Intake:
                 out += [record for record in chunk.directories if record[7] not in hit]
             else:
                 out += chunk.directories
+        return out
+
+    def inside(self, directories: Container[bytes]) -> list[Record]:
+        """Name records of some directories ahead, up to the next loss."""
+        for chunk in self._chunks:
+            if chunk.lost:
+                break
+            if chunk.data:
+                self._ahead.add(chunk.data, chunk.when / 1e9)
+        out: list[Record] = self._ahead.records_in(directories)
+        self._ahead.finish()
         return out
 
     def moved_in_losses(self) -> set[bytes]:

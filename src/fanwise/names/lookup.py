@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from fanwise._errors import FanwiseError, NotWatchable
 from fanwise.kernel.handles import name_to_handle, open_by_handle
@@ -48,16 +49,21 @@ class CannotLook(FanwiseError):
 
 
 # What these say of an object or a name is that it is not there.
-_ABSENT = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
+ABSENT = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
 
 
 def _unless_absent(error: OSError) -> None:
-    if error.errno not in _ABSENT:
+    if error.errno not in ABSENT:
         raise CannotLook(f"a look at the filesystem failed: {error.strerror}") from error
 
 
 class Lookup:
-    """Answers about one mount; ``with`` it, or ``close()`` it when the slice ends."""
+    """Answers about one mount; ``with`` it, or ``close()`` it when the slice ends.
+
+    ``handle`` gives a key and a mount id, as name_to_handle does.
+    """
+
+    handle: Callable[..., tuple[bytes, int]] = staticmethod(name_to_handle)
 
     def __init__(self, mount: Mount) -> None:
         self.mount = mount
@@ -112,7 +118,7 @@ class Lookup:
         except OSError:
             return self.locate(key, known)
         try:
-            here = name_to_handle(b"", fd, empty=True)
+            here = self.handle(b"", fd, empty=True)
         except (OSError, FanwiseError):
             os.close(fd)
             raise
@@ -159,11 +165,16 @@ class Lookup:
             while True:
                 up = os.open(b"..", _PATH | os.O_DIRECTORY, dir_fd=here)
                 try:
-                    parent, mount = name_to_handle(b"", up, empty=True)
+                    try:
+                        parent, mount = self.handle(b"", up, empty=True)
+                    except NotWatchable:  # no handles there: it is not below this mount any more
+                        if mount_id(up) != self.mount.id:
+                            return way
+                        raise
                     if mount != self.mount.id or parent == key:
                         return way
                     if names is None:
-                        name = _name_in(up, here, key)
+                        name = _name_in(up, here, key, self.handle)
                     else:
                         name = names.pop() if names else None
                     if name is None:
@@ -235,7 +246,7 @@ def _fd_path(fd: int) -> bytes | None:
         return None
 
 
-def _name_in(parent: int, child: int, key: bytes) -> bytes | None:
+def _name_in(parent: int, child: int, key: bytes, handle: Callable[..., Any]) -> bytes | None:
     inode = os.fstat(child).st_ino
     try:
         fd = os.open(b".", _READ, dir_fd=parent)
@@ -246,7 +257,7 @@ def _name_in(parent: int, child: int, key: bytes) -> bytes | None:
             for entry in entries:
                 name = os.fsencode(entry.name)
                 try:
-                    if entry.inode() == inode and name_to_handle(name, fd)[0] == key:
+                    if entry.inode() == inode and handle(name, fd)[0] == key:
                         return name
                 except OSError:
                     continue

@@ -9,19 +9,22 @@ REFS: owned by one group of a watch. LOCKING: none, one consumer. LIFETIME: unti
 """
 
 import errno
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from fanwise._errors import NoSuchRoot, PermissionNeeded
 from fanwise.kernel import contract as flags
-from fanwise.kernel.contract import STOP_OVERFLOW, Record
+from fanwise.kernel.contract import CREATE, DELETE, ONDIR, RENAME, STOP_OVERFLOW, Record
 from fanwise.kernel.mounts import Mount
 from fanwise.kernel.native import Parts
 
+from .bypath import PathLookup
 from .directories import Directories
 from .index import Files
 from .intake import Chunk, Intake, overflow_at
+from .marker import Marker, describe
 from .repair import BEHIND, Repair
 from .scan import Scanner
 from .settler import Settler
@@ -30,6 +33,7 @@ from .verify import Verifier
 
 WINDOW = 65_536  # records, after which a window ends without an empty queue
 _SCAN_AHEAD = 1024  # directories handed to the scan at a time
+_ASTRAY = 8  # looks at a directory that is not where the stream says, before it waits a second
 
 
 class Resolver:
@@ -39,7 +43,7 @@ class Resolver:
         self,
         parts: Parts,
         directories: Directories,
-        scanner: Scanner,
+        scanner: Scanner | Marker,
         take: Callable[[], tuple[bytes, int, bool, int] | None],
         sync: Callable[[], bool],
         settings: Settings,
@@ -50,17 +54,26 @@ class Resolver:
         self.lookup = directories.lookup
         self.tree = directories.tree
         self.scanner = scanner
+        self.marker = scanner if isinstance(scanner, Marker) else None
         self.teller = Teller(settings, directories)
         make, kinds, _, pids = settings
         device = "{}:{}".format(*directories.mount.dev)
         gone: dict[bytes, set[bytes]] = {}
         told = make, kinds, self.teller.want, device, pids
-        self.decoder = parts.Decoder(self.tree, *told, gone)
-        self.intake = Intake(take, sync, parts.Decoder(self.tree, *told, {}), gap)
+        # Marks on directories hear nothing of a file's link count, nor of its end.
+        blind = self.marker is not None
+        self.decoder = parts.Decoder(self.tree, *told, gone, blind)
+        self.intake = Intake(take, sync, parts.Decoder(self.tree, *told, {}, blind), gap)
         self.verifier = Verifier(self)
         self.repair = Repair(self)
         self.settler = Settler(
-            self.teller, directories, self.decoder, self.intake, gone, self.verifier.told_both
+            self.teller,
+            directories,
+            self.decoder,
+            self.intake,
+            gone,
+            self.verifier.told_both,
+            self.verifier.told_gone,
         )
         self.expander = self.settler.expander
         self.files = Files(self, parts.Index()) if index else None
@@ -81,21 +94,37 @@ class Resolver:
         self._unread: dict[bytes, int] = {}
         self._retried: dict[bytes, int] = {}
         self._retry_at = 0.0
+        self._opened = False  # what could not be marked is told from then on
+        self._murky_until = 0  # the last chunk that may be older than a mark
+        self._astray: dict[bytes, int] = {}  # not where they should be, and how often
+        self._silent: set[bytes] = set()  # directories told not to be watched
+        self.teller.roots_moved = self._mark_above
+        if isinstance(self.lookup, PathLookup):
+            self.lookup.unread = self._unread_directories
+
+    def _unread_directories(self) -> list[Record]:
+        self.intake.sync()
+        return [*self.decoder.dir_records(), *self.intake.directories()]
 
     def start(self) -> None:
         """Find the roots and begin the scan. Call it when the mark is set."""
         with self.lookup:
-            for root in self.dirs.roots:
+            for root in self.dirs.roots if self.marker is None else ():
                 try:
                     self.lookup.links(root.key)
                 except PermissionNeeded as error:  # now, and not at the first change
                     raise PermissionNeeded(root.path, error.reason, error.remedy) from error
+            self._mark_above()
             for root in self.dirs.reset():
                 raise NoSuchRoot(root.path, "it was removed while the watch began")
         self.dirs.dead = set()
         if self.files is not None:  # also where no scan looks for directories
             self.repair.want(root.key for root in self.dirs.roots)
         self._scan_more([])
+
+    def _mark_above(self) -> None:
+        if self.marker is not None:
+            self.marker.mark_above([root.path for root in self.dirs.roots])
 
     # -- slices --
 
@@ -109,6 +138,7 @@ class Resolver:
                 chunk = self.intake.pop()
                 if chunk is None:
                     return rows
+                self.dirs.murky = self.intake.popped <= self._murky_until
                 special = chunk.lost or not chunk.drained or not chunk.data
                 if special or (self.files is not None and overflow_at(chunk.data) >= 0):
                     self.intake.unpop(chunk)
@@ -134,6 +164,7 @@ class Resolver:
                         self._settle(stop, rows)
             if not self._open:
                 if not self._begin(rows):
+                    self._mark_fresh(rows)
                     self._scan_more(rows)
                     return self.teller.filter(rows)
                 self._open = True
@@ -162,9 +193,23 @@ class Resolver:
                 break
 
     @property
+    def unmarked(self) -> bool:
+        """Whether directories that came, or were there, wait for their marks."""
+        return bool(self.scanner.busy or self.dirs.unscanned)
+
+    def refused_at_start(self) -> list[tuple[bytes, int]]:
+        """Take the directories that could not be marked, (key, errno)."""
+        assert self.marker is not None
+        refused, self.marker.refused = self.marker.refused, []
+        self._opened = True
+        self._silent.update(key for key, _ in refused)
+        return list(dict.fromkeys(refused))
+
+    @property
     def pending(self) -> bool:
         """Whether step() has more to do without anything new."""
-        return self._open or bool(self.intake)
+        waits = self.marker is not None and bool(self.marker.busy or self.dirs.fresh)
+        return self._open or bool(self.intake) or waits
 
     def _begin(self, rows: list[Any]) -> bool:
         if self.repair.put_off:
@@ -175,6 +220,7 @@ class Resolver:
         complete = self.intake.sync() if found else True
         records = 0
         drained = cut = False
+        self.dirs.murky = self.intake.popped < self._murky_until
         while records < WINDOW:
             chunk = self.intake.pop()
             if chunk is None:
@@ -277,6 +323,7 @@ class Resolver:
         if self._drained:
             self.tree.sweep()
         self._open = False
+        self._mark_fresh(rows)
         self._scan_more(rows)
 
     def mark_current(self, at: int) -> None:
@@ -320,6 +367,9 @@ class Resolver:
                         self.files.found(key, parent)
                     scanned.append((key, flags.SCANNED if leaf else 0))
         firsts = self.firsts()
+        if self.marker is not None:
+            # What the stream is about to tell is told by it, and marked then.
+            scanned = [each for each in scanned if not _arrives(firsts.get(each[0]))]
         asked: set[bytes] = set()
         for _ in range(64):  # each round goes one unknown directory up, or learns from the stream
             missing = dirs.missing([*unknown, *(key for key, _ in scanned)], firsts) - asked
@@ -346,6 +396,93 @@ class Resolver:
             self.dirs.entered.append(key)
         self.dirs.want_scan(at)
 
+    def _mark_fresh(self, rows: list[Any]) -> None:
+        """Mark directories that were made, and tell of what is inside them already.
+
+        What stands in the list was there before the mark, unless the first that the stream, unread
+        behind the mark, tells of its name is that it came; what the stream tells to have gone
+        first was there too. Level by level: children come after their directory.
+        """
+        if self.marker is None or not self.dirs.fresh or self.intake.bytes > BEHIND:
+            return
+        keys, self.dirs.fresh = self.dirs.fresh, []
+        while keys:
+            ats = [(self.tree.find(key), key) for key in dict.fromkeys(keys)]
+            keys = [k for at, k in ats if at >= 0 and self._wants_mark(at)]
+            if not keys:
+                return
+            found, failed = self.marker.mark(keys, True)
+            for key, code in failed:
+                if code == errno.EAGAIN:
+                    self._astray[key] = tries = self._astray.get(key, 0) + 1
+                    if tries < _ASTRAY:
+                        self.dirs.fresh.append(key)
+                    else:  # gone most likely, with no word of it: a rename put another in its place
+                        del self._astray[key]
+                        self._unread[key] = 1
+            self.intake.sync()
+            self._murky_until = self.intake.last
+            keys = self._tell_inside(rows, set(keys), found)
+
+    def _wants_mark(self, at: int) -> bool:
+        return not self.tree.info(at)[2] & flags.ZOMBIE and self.dirs.inside(at)
+
+    def _tell_inside(
+        self, rows: list[Any], keys: set[bytes], found: Sequence[tuple[bytes, bytes, bytes, bool]]
+    ) -> list[bytes]:
+        # The directories among what was told.
+        first: dict[tuple[bytes, bytes], Record | None] = {}  # None: it came
+        for record in self.intake.inside(keys):
+            mask, _, _, directory, name, directory2, name2, _, _ = record
+            if directory is not None and name is not None:
+                came = bool(mask & CREATE) and not mask & RENAME
+                first.setdefault((directory, name), None if came else record)
+            if directory2 is not None and name2 is not None:
+                first.setdefault((directory2, name2), None)
+        there: list[tuple[bytes, bytes, bytes, bool]] = []
+        for each in found:
+            key, parent, name, is_dir = each
+            if (parent, name) not in first:
+                there.append(each)
+                continue
+            left = first.pop((parent, name))
+            if left is not None:
+                there.append((left[7] or key, parent, name, bool(left[0] & ONDIR)))
+        for (directory, name), left in first.items():
+            if left is not None and directory in keys:
+                there.append((left[7] or b"", directory, name, bool(left[0] & ONDIR)))
+        more: list[bytes] = []
+        now = time.time()
+        for key, parent, name, is_dir in there:
+            place = self.teller.where(parent, name)
+            if place is None or not place[0]:
+                continue
+            mask = CREATE | (ONDIR if is_dir else 0)
+            record = mask, 0, now, parent, name, None, None, key or None, None
+            self.teller.tell(rows, record, mask, place[1], None, "current")
+            if is_dir and key:
+                at = self.tree.find(key)
+                if at >= 0 and self.tree.info(at)[0] >= 0:
+                    count = sum(1 for r in self.intake.names({key}) if r[0] & RENAME and not r[5])
+                    if count:
+                        self.dirs.ahead[key] = count
+                self.dirs.put(key, self.tree.find(parent), name, flags.SCANNED)
+                more.append(key)
+        return more
+
+    def _tell_refused(self, rows: list[Any]) -> None:
+        if self.marker is None or not self._opened or not self.marker.refused:
+            return
+        refused, self.marker.refused = self.marker.refused, []
+        for key, code in refused:
+            at = self.tree.find(key)
+            if at < 0 or key in self._silent or not self.dirs.inside(at):
+                continue
+            self._silent.add(key)
+            path = os.fsdecode(self.tree.resolve(at)[1]) or "/"
+            common = None, True, 0, None, time.time(), "current", None, False, None, False
+            self.teller.say(rows, ("lost",), path, *common, (path,), None, describe(code))
+
     def _scan_more(self, rows: list[Any]) -> None:
         # What there is to scan; called whenever no window is open.
         if self._unread and time.monotonic() >= self._retry_at:
@@ -362,6 +499,7 @@ class Resolver:
             keys = self.dirs.scan_keys(room)
             self._give(keys)
             self._give(repair.keys(room - len(keys)))
+        self._tell_refused(rows)
         if not (self.dirs.unscanned or self.scanner.busy or self._unread) and repair.done:
             self.dirs.dead = None
             if self.stale:
@@ -377,6 +515,7 @@ class Resolver:
             or self.scanner.busy
             or self._unread
             or repair.active
+            or self.dirs.fresh
             or self.verifier.carries
             or self.settler.unlinked_tmp
         )
@@ -422,6 +561,7 @@ class Resolver:
             return
         self.scanner.reset()
         self.stale = True
+        self._mark_above()
         self._currents.clear()
         self._unread.clear()
         for root in self.dirs.reset():
@@ -445,3 +585,10 @@ class Resolver:
             self.decoder.finish()  # what follows belongs to the loss
             return
         self._learn([], True, new=True)
+
+
+def _arrives(record: Record | None) -> bool:
+    # The directory's first record is that it was made, or came from where nothing is watched.
+    if record is None:
+        return False
+    return record[3] is None if record[0] & RENAME else record[0] & (CREATE | DELETE) == CREATE

@@ -56,6 +56,7 @@ class Settler:
         intake: Intake,
         gone: dict[bytes, set[bytes]],
         told_both: Callable[[bytes, bytes, bytes, bool], None],
+        told_gone: Callable[[bytes, bytes], None],
     ) -> None:
         self._teller = teller
         self.dirs = directories
@@ -63,7 +64,7 @@ class Settler:
         self.lookup = directories.lookup
         self.decoder = decoder
         self._intake = intake
-        self.told_both = told_both
+        self.told_both, self.told_gone = told_both, told_gone
         self.expander = Expander(teller, directories, decoder, intake)
         self.files: Files | None = None
         # Names deleted of objects that live on: handle key -> {directory key + name}.
@@ -115,15 +116,13 @@ class Settler:
             self._unknown(record, rows)
 
     def _directory(self, record: Record, rows: list[Any]) -> None:
-        mask, _, _, directory, name, directory2, name2, target, _ = record
+        mask, _, _, directory, name, _, _, target, _ = record
         assert name is not None
+        if target is not None and mask & RENAME:
+            self._move(record, rows)
+            return
         if directory is None or target is None:
             self._unknown(record, rows)
-            return
-        if mask & RENAME:
-            assert directory2 is not None
-            assert name2 is not None
-            self._move(record, rows)
             return
         place = self._teller.where(directory, name)
         if place is None:
@@ -133,11 +132,14 @@ class Settler:
             return
         inside, path, source = place
         parent = self.tree.find(directory)
-        whole = not mask & DELETE and self.expander.comes_whole(target)
+        whole = not (mask & DELETE or self.dirs.marks) and self.expander.comes_whole(target)
         if mask & CREATE:
             # Born under the mark: what is made in it is in the stream, nothing is to be scanned.
             at = self.dirs.put(target, parent, name, self.dirs.born)
             self.dirs.want_scan(at)
+            # Where each directory has a mark of its own, it gets one when the window ends.
+            if self.dirs.marks and self.dirs.born and self.tree.recursive and self.dirs.inside(at):
+                self.dirs.fresh.append(target)
 
         def tell(out: list[Any]) -> None:
             if inside:
@@ -168,7 +170,11 @@ class Settler:
             self._drop(self.tree.info(at)[3], record, out, told)
 
         at = self.tree.find(key)
-        if at >= 0 and not record[0] & CREATE and self.expander.comes_whole(key):
+        if (
+            at >= 0
+            and not (record[0] & CREATE or self.dirs.marks)
+            and self.expander.comes_whole(key)
+        ):
             self.expander.deleted(record, at, drop, last)
         else:
             last(rows)
@@ -195,15 +201,20 @@ class Settler:
 
     def _move(self, record: Record, rows: list[Any]) -> None:
         _, _, _, directory, name, directory2, name2, target, _ = record
-        assert directory is not None
-        assert directory2 is not None
-        assert name is not None
-        assert name2 is not None
         assert target is not None
-        old, new = self._teller.where(directory, name), self._teller.where(directory2, name2)
-        if new is None:
+        # Either side is None where no mark told of it: it came from outside, or went there.
+        old = self._teller.where(directory, name or b"")
+        new = self._teller.where(directory2, name2 or b"")
+        if target in self.dirs.ahead:
+            self._behind(record, rows, old, new)
+            return
+        if new is None or name2 is None:
+            if new is None and directory2 is None:
+                self._left_from(record, rows)
             self._unknown(record, rows)
-            self.dirs.put(target, -1, name2)
+            at = self.dirs.put(target, -1, name2 or b"")
+            if directory2 is None:
+                self._left(at, record, rows)
             return
         parent = self.tree.find(directory2)
         victim = None
@@ -213,6 +224,7 @@ class Settler:
             if after[3] != target and at >= 0 and self.tree.info(at)[:2] == (parent, name2):
                 victim = after[3]
         self._onto.add((parent, name2))
+        known = self.tree.find(target) >= 0
         at = self.dirs.put(target, parent, name2)
         own = any(r.key == target for r in self.dirs.roots)
         if old is not None and old[0] and new[0]:
@@ -228,9 +240,57 @@ class Settler:
         told = target if both and record[1] not in self._teller.settings.pids else None
         moved = self._teller.follow_roots(rows, record[1], record[2], told)
         self.dirs.moved(at, moved)
+        if directory is None and (self.dirs.fresh or self.dirs.murky) and self.dirs.inside(at):
+            # It may have come from a directory that is inside and has no mark yet, and be told to
+            # have left for there: what it holds is told again.
+            self.tree.flag(at, flags.SCANNED, 0)
+            self.dirs.fresh.append(target)
+        elif directory is None and known:
+            self.dirs.back(at)
         self.dirs.want_scan(at)
         if new[0] and (old is None or not old[0]):
             self.dirs.entered.append(target)
+
+    def _behind(
+        self,
+        record: Record,
+        rows: list[Any],
+        old: tuple[bool, str, str] | None,
+        new: tuple[bool, str, str] | None,
+    ) -> None:
+        # The way to where it was found already, and stands: it is told, and nothing is moved.
+        target = record[7]
+        assert target is not None
+        if record[5] is None:
+            self.dirs.ahead[target] -= 1
+            if not self.dirs.ahead[target]:
+                del self.dirs.ahead[target]
+        if old is not None and old[0] and new is not None and new[0]:
+            self._teller.tell(rows, record, RENAME, new[1], old[1], "current")
+        elif new is not None and new[0]:
+            self._teller.tell(rows, record, CREATE, new[1], None, "current")
+        elif old is not None and old[0]:
+            self._teller.tell(rows, record, DELETE, old[1], None, "current")
+
+    def _left_from(self, record: Record, rows: list[Any]) -> None:
+        # Where the changes told have it is not where it left from: an order that merges hid.
+        _, _, _, directory, name, _, _, target, _ = record
+        at = self.tree.find(target) if target else -1
+        if at < 0:
+            return
+        parent, held, _, _, _ = self.tree.info(at)
+        if parent < 0 or (self.tree.info(parent)[3], held) == (directory, name):
+            return
+        above = self.tree.info(parent)[3]
+        place = self._teller.where(above, held)
+        if place is not None and place[0]:
+            self._teller.tell(rows, record, DELETE, place[1], None, place[2], correction=True)
+            self.told_gone(above, held)
+
+    def _left(self, at: int, record: Record, rows: list[Any]) -> None:
+        # It went to where no mark is. It stays in the tree, outside of every root: its own mark
+        # stands, and what that tells of is still understood when it comes back.
+        self.dirs.moved(at, self._teller.follow_roots(rows, record[1], record[2]))
 
     def _itself(self, record: Record, rows: list[Any]) -> None:
         mask, _, _, directory, _, _, _, _, _ = record
@@ -415,6 +475,11 @@ class Settler:
         """Note names deleted of objects that live on."""
         for key, directory, name in left:
             self.gone.setdefault(key, set()).add(directory + name)
+        if self.dirs.marks:
+            # Nothing tells when an object ends: the oldest are forgotten.
+            while len(self.gone) > self._gone_limit:
+                del self.gone[next(iter(self.gone))]
+            return
         if len(self.gone) > self._gone_limit:
             # Other hard links keep an object without any file being open: those are forgotten.
             with contextlib.suppress(CannotLook):

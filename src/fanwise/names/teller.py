@@ -39,6 +39,7 @@ class Teller:
         self.dev = directories.mount.dev
         # A rename may lead out of an excluded name or into one, which filter() tells otherwise.
         self.want = settings.want | (RENAME if directories.globs else 0)
+        self.roots_moved: Callable[[], None] = lambda: None
         self._final: list[Any] = []  # changes of this slice that no glob hides
 
     def tell(
@@ -137,6 +138,8 @@ class Teller:
                 is_dir, at_time = root.file is None, when or time.time()
                 self.say(rows, ("renamed",), text, root.path, is_dir, pid, who, at_time, "exact")
             root.path = text
+        if moved:
+            self.roots_moved()
         return moved
 
     def tell_roots(self, rows: list[Any], kind: str) -> None:

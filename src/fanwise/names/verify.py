@@ -27,6 +27,7 @@ from fanwise.kernel.contract import (
     Record,
 )
 
+from .bypath import PathLookup
 from .intake import EVERYTHING
 from .lookup import CannotLook
 
@@ -47,6 +48,11 @@ def names_of(record: Record) -> list[Name]:
     if record[5] is not None and record[6] is not None:
         names.append((record[5], record[6]))
     return names
+
+
+def _one_sided(record: Record) -> bool:
+    # Of marks on single directories, when the other directory has none.
+    return bool(record[0] & RENAME) and (record[3] is None or record[5] is None)
 
 
 def _is_dir(records: list[Record]) -> bool:
@@ -73,6 +79,8 @@ class Verifier:
 
     def __init__(self, resolver: "Resolver") -> None:
         self._r = resolver
+        lookup = resolver.lookup
+        self._paths = lookup if isinstance(lookup, PathLookup) else None
         self.reset()
 
     def reset(self) -> None:
@@ -84,6 +92,7 @@ class Verifier:
         self._again: set[bytes] = set()  # those that were named again
         self._doubtful: dict[bytes, list[Record]] = {}
         self._both: dict[tuple[bytes, bytes, bytes], bool] = {}
+        self._gone: set[Name] = set()  # told to lead to nothing, whatever the records say
 
     def unsettled(self) -> dict[bytes, int]:
         """The directories of what is unsettled, as a drain notes them: a loss makes it theirs."""
@@ -105,6 +114,10 @@ class Verifier:
         """Note how a creation and deletion in one record was told to have ended."""
         self._both[key, directory, name] = exists
 
+    def told_gone(self, directory: bytes, name: bytes) -> None:
+        """Note that a name was told to have gone, where no record says so."""
+        self._gone.add((directory, name))
+
     def begin(self) -> None:
         """Look at a window before it is decoded."""
         decoder = self._r.decoder
@@ -122,6 +135,15 @@ class Verifier:
         for record in decoder.name_records(suspects):
             if record[7] is not None:
                 grouped[record[7]].append(record)
+        if self._paths is not None:
+            files = {
+                key: records
+                for key, records in grouped.items()
+                if not (suspects[key] | self._flags.get(key, 0)) & N_DIR
+            }
+            for key in self._doubts(self._paths, files) | (self._again & files.keys()):
+                self._doubtful[key] = files[key]
+            grouped = {key: grouped[key] for key in grouped.keys() - files.keys()}
         for key, records in grouped.items():
             notes = suspects[key] | self._flags.get(key, 0)
             if key in self._again or self._open_question(key, notes, records):
@@ -135,8 +157,45 @@ class Verifier:
             return any(self._told(key, records).values())
         if comes_back(records):
             return True
+        if notes & N_DIR and any(map(_one_sided, records)):
+            names = [name for record in records for name in names_of(record)]
+            return len(set(names)) < len(names)
         many = len(records) >= 2 or bool(notes & N_BOTH)
         return many and bool(notes & N_ATTRIB) and not notes & N_DIR
+
+    def _doubts(self, paths: PathLookup, grouped: dict[bytes, list[Record]]) -> set[bytes]:
+        # No link counts here. A name in one record alone, of one kind, hides no other; one that
+        # was last told to have gone, and leads to nothing, has gone. In line, and a directory at a
+        # time: it is of every file that is renamed or removed in the window that it was made in.
+        doubts: set[bytes] = set()
+        gone: dict[bytes, dict[bytes, bytes]] = {}  # directory -> name -> object
+        for key, records in grouped.items():
+            held: dict[Name, bool] = {}
+            again: set[Name] = set()
+            for mask, _, _, directory, name, directory2, name2, _, _ in records:
+                if directory is not None and name is not None:
+                    old = directory, name
+                    if old in held:
+                        again.add(old)
+                    if mask & _BOTH == _BOTH:
+                        doubts.add(key)
+                    held[old] = bool(mask & CREATE)
+                if directory2 is not None and name2 is not None:
+                    new = directory2, name2
+                    if new in held:
+                        again.add(new)
+                    held[new] = True
+            for each in again:
+                if held[each]:
+                    doubts.add(key)
+                else:
+                    gone.setdefault(each[0], {})[each[1]] = key
+        for directory, names in gone.items():
+            try:
+                doubts.update(names[name] for name in paths.present(directory, names))
+            except CannotLook:
+                doubts.update(names.values())
+        return doubts
 
     def end(self, rows: list[Any], drained: bool) -> None:
         """Settle a window after it is decoded."""
@@ -172,6 +231,7 @@ class Verifier:
             self._flags[key] = decoder.notes(key)[0]
         if drained and not again:
             self._both.clear()
+            self._gone.clear()
 
     def _look(
         self, doubtful: dict[bytes, list[Record]]
@@ -180,11 +240,23 @@ class Verifier:
         names = {
             name for records in doubtful.values() for record in records for name in names_of(record)
         }
+        moved = [key for key, records in doubtful.items() if _is_dir(records)]
+        if self._paths is not None:
+            self._paths.hints = {
+                key: [n for record in reversed(doubtful[key]) for n in reversed(names_of(record))]
+                for key in moved
+            }
         try:
-            ways = {key: self._way(key) for key, records in doubtful.items() if _is_dir(records)}
-            return names, ways, {name: self._r.lookup.key_of(*name) for name in names}
+            truth = {name: self._r.lookup.key_of(*name) for name in names}
+            if self._paths is None:
+                return names, {key: self._way(key) for key in moved}, truth
+            at = {key: name for name, key in truth.items() if key is not None}
+            return names, {key: at.get(key) for key in moved}, truth
         except CannotLook:
             return None
+        finally:
+            if self._paths is not None:
+                self._paths.hints = {}
 
     def _way(self, key: bytes) -> Name | None:
         way = self._r.lookup.locate(key, lambda _: True)
@@ -207,8 +279,11 @@ class Verifier:
                 if name in truth:
                     told[name] = key
         files = self._r.files
+        told.update((name, None) for name in self._gone if name in truth)
         for key, way in ways.items():
             last = doubtful[key][-1]
+            if way is None and self._paths is not None:
+                self._lost_sight(key)
             moved = self._correct_directory(rows, key, last, way)
             if moved:
                 told[moved[0]], told[moved[1]] = None, key
@@ -242,6 +317,8 @@ class Verifier:
         told: dict[Name, bytes | None] = {}
         for record in records:
             if record[3] is None or record[4] is None:
+                for new in names_of(record):  # it came from where nothing is watched
+                    told[new] = key
                 continue
             old: Name = (record[3], record[4])
             if record[0] & RENAME:
@@ -253,6 +330,12 @@ class Verifier:
             else:
                 told[old] = key if record[0] & CREATE else None
         return told
+
+    def _lost_sight(self, key: bytes) -> None:
+        # None of its names leads to it: it left for where nothing is watched, or is gone.
+        at = self._r.tree.find(key)
+        if at >= 0:
+            self._r.tree.move(at, -1, self._r.tree.info(at)[1])
 
     def _correct_directory(
         self, rows: list[Any], key: bytes, last: Record, way: Name | None

@@ -1,4 +1,4 @@
-"""A fanotify group with a filesystem mark, and the drain that empties it.
+"""A fanotify group, with a filesystem mark or marks on directories, and the drain that empties it.
 
 REFS      the source owns the group's descriptor and the drain; nothing else holds either.
 LOCKING   none: one owner. The drain has its own thread.
@@ -10,10 +10,10 @@ LIFETIME  see SOURCE. A forked child closes the group at once: a child that keep
 import errno
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from fanwise._errors import FilesystemRefuses
+from fanwise._errors import FilesystemRefuses, NoSuchRoot, PermissionNeeded
 from fanwise.kernel.detached import open_top_level
 from fanwise.kernel.fanotify import (
     FAN_ATTRIB,
@@ -22,13 +22,16 @@ from fanwise.kernel.fanotify import (
     FAN_CREATE,
     FAN_DELETE,
     FAN_DELETE_SELF,
+    FAN_EVENT_ON_CHILD,
     FAN_MARK_ADD,
     FAN_MARK_FILESYSTEM,
     FAN_MARK_FLUSH,
+    FAN_MARK_INODE,
     FAN_NONBLOCK,
     FAN_ONDIR,
     FAN_RENAME,
     FAN_REPORT_DFID_NAME_TARGET,
+    FAN_UNLIMITED_MARKS,
     FAN_UNLIMITED_QUEUE,
     init,
     mark,
@@ -89,6 +92,7 @@ class FanotifySource:
     """
 
     state: str
+    kind = FAN_MARK_FILESYSTEM
 
     def __init__(
         self,
@@ -117,21 +121,30 @@ class FanotifySource:
 
         Raises NotWatchable (PermissionNeeded, FilesystemRefuses, ...) when the kernel refuses.
         """
-        self.fd = init(_INIT, path=self.path)
+        self.fd = self._init()
         _live.add(self)
         try:
-            fd = self._open_mount()
-            try:
-                self._mark(fd)
-            finally:
-                os.close(fd)
-            self._drain = self._parts.Drain(self.fd, self._ring)
+            self._first_mark()
+            self._drain = self._make_drain()
             self._drain.start()
         except BaseException:
             SOURCE.advance(self, "close")
             self._release()
             raise
         SOURCE.advance(self, "mark")
+
+    def _init(self) -> int:
+        return init(_INIT, path=self.path)
+
+    def _make_drain(self) -> Any:
+        return self._parts.Drain(self.fd, self._ring)
+
+    def _first_mark(self) -> None:
+        fd = self._open_mount()
+        try:
+            self._mark(fd)
+        finally:
+            os.close(fd)
 
     @property
     def drain(self) -> Any:
@@ -141,7 +154,7 @@ class FanotifySource:
     def pause(self) -> None:
         """Drop the mark: nothing queues in the kernel while the process cannot read."""
         SOURCE.advance(self, "pause")
-        mark(self.fd, FAN_MARK_FLUSH | FAN_MARK_FILESYSTEM, 0, path=self.path)
+        mark(self.fd, FAN_MARK_FLUSH | self.kind, 0, path=self.path)
 
     def resume(self, fd: int) -> None:
         """Set the mark anew, by the open root of the mount: the path may lead elsewhere now.
@@ -184,6 +197,61 @@ class FanotifySource:
             self._drain.forget()
         self.state = "CLOSED"
 
+
+class DirectorySource(FanotifySource):
+    """One kernel group with a mark on each directory, set by a Marker.
+
+    Without CAP_SYS_ADMIN (``unlimited`` False) the kernel's queue and the marks have limits.
+    """
+
+    kind = FAN_MARK_INODE
+    inotify = False
+
+    def __init__(
+        self,
+        path: str,
+        mount: Mount,
+        open_mount: Callable[[], int],
+        mask: int,
+        ring: int,
+        parts: Parts,
+        unlimited: bool,
+    ) -> None:
+        super().__init__(path, mount, open_mount, mask, ring, parts)
+        self.mark_mask = self.mask | FAN_EVENT_ON_CHILD
+        self._unlimited = unlimited
+
+    def _init(self) -> int:
+        more = FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS if self._unlimited else 0
+        return init(_INIT & ~FAN_UNLIMITED_QUEUE | more, path=self.path)
+
+    def _first_mark(self) -> None:
+        where = self.path if os.path.isdir(self.path) else os.path.dirname(self.path)
+        mark(self.fd, FAN_MARK_ADD, self.mark_mask, path=where)
+
+    def marked(
+        self,
+        items: Sequence[tuple[bytes, bytes]],
+        found: Sequence[tuple[bytes, bytes, bytes, bool]],
+        ends: Sequence[tuple[int, int]],
+    ) -> None:
+        """Learn which directories were marked, and what is in them."""
+
+    def mark_above(self, path: str) -> bool:
+        """Hear when a directory above a root moves what is in it; whether that can be heard."""
+        try:
+            mark(self.fd, FAN_MARK_ADD, _ABOVE, path=path)
+        except (PermissionNeeded, NoSuchRoot):
+            return False
+        return True
+
+    def resume(self, fd: int) -> None:
+        """Go on; the directories are marked anew when the loss is told."""
+        SOURCE.advance(self, "resume")
+
+
+# Of a directory above a root: what moves or removes a directory in it.
+_ABOVE = FAN_RENAME | FAN_DELETE | FAN_ONDIR
 
 SOURCE: Lifetime[FanotifySource] = Lifetime(
     "FanotifySource",

@@ -165,6 +165,10 @@ class MountSource:
         """Do the same by reading the whole list: also what moved with a directory above it."""
         return self._take(mounts(self._second))
 
+    def listed(self) -> list[Mount]:
+        """Read the list as it is now; ``there`` stays. No descriptor is opened."""
+        return mounts(self._second)
+
     def _drain(self) -> None:
         try:
             while os.read(self._fd, _READ):

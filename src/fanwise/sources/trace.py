@@ -54,6 +54,7 @@ _SMALLEST_KB = 64
 _MOST_PAGES = 1 << 14  # of one CPU in one take(): a storm must not hold the caller for ever
 
 _live: "weakref.WeakSet[TraceSource]" = weakref.WeakSet()
+_left: set[str] = set()  # instances of ours that somebody kept open when they were to be removed
 _numbers = itertools.count()
 
 
@@ -140,6 +141,11 @@ class TraceSource:
             self._make(found)
         except OSError as error:
             self._fail(error, found)
+            return
+        except (FanwiseError, KeyError) as error:
+            self._release()
+            self.reason = f"what {found} says of its own format makes no sense: {error}"
+            TRACE.advance(self, "fail")
             return
         if len(self.missing) == len(self.events):
             self.reason = "; ".join(f"{name}: {why}" for name, why in self.missing.items())
@@ -247,12 +253,16 @@ class TraceSource:
 
     def _release(self) -> None:
         path, self.path = self.path, None
-        if path is not None:
-            _disable(path)
-        self._close_fds()
-        if path is not None:
-            os.rmdir(path)
         _live.discard(self)
+        try:
+            if path is not None:
+                _disable(path)
+        except FileNotFoundError:
+            path = None  # somebody else removed it
+        finally:
+            self._close_fds()
+        if path is not None:
+            _remove(path)
 
     def _close_fds(self) -> None:
         for fd in (*self._fds, self._free):
@@ -398,6 +408,8 @@ def remove_dead(tracefs: str) -> list[str]:
     One in another pid namespace is left alone: whether it lives cannot be seen from here.
     """
     removed = []
+    for path in list(_left):
+        _remove(path)
     for name in os.listdir(f"{tracefs}/instances"):
         match = _NAME.fullmatch(name)
         if match is None:
@@ -417,6 +429,18 @@ def remove_dead(tracefs: str) -> list[str]:
             continue
         removed.append(name)
     return removed
+
+
+def _remove(path: str) -> None:
+    try:
+        os.rmdir(path)
+        _left.discard(path)
+    except FileNotFoundError:
+        _left.discard(path)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        _left.add(path)  # somebody looks at it: stopped and empty it stays until he has done
 
 
 def _disable(path: str) -> None:
@@ -443,6 +467,7 @@ def _after_fork() -> None:
     for source in list(_live):
         source._forget()
     _live.clear()
+    _left.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from fanwise._errors import FanwiseError, FilesystemRefuses
+from fanwise._errors import FanwiseError, FilesystemRefuses, NotWatchable
 from fanwise.kernel import fanotify as fan
 from fanwise.kernel.caps import CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN, credentials
 from fanwise.kernel.handles import name_to_handle, open_by_handle
@@ -22,6 +22,7 @@ from fanwise.sources.fanotify import (
     mark_filesystem,
 )
 
+from ._ladder import GUARANTEES, Choice, choose, why_not
 from ._watch import real_path
 
 _NAMES = fan.FAN_REPORT_DFID_NAME
@@ -43,10 +44,12 @@ class Feature(msgspec.Struct, frozen=True):
 class Capabilities(msgspec.Struct, frozen=True):
     """What this kernel, this process and the filesystem of one path can do.
 
-    ``path`` is resolved. ``rung`` is how `watch` serves it, ``"filesystem-mark"`` or
-    ``"detached-mount"``, or None with the ``reason`` and the ``remedy``. ``fstype`` is the
-    filesystem's type. ``features`` were tried, in the order in which one needs the other:
-    ``target_fid`` (records name the object itself),
+    ``path`` is resolved. ``rung`` is how `watch` serves it, ``"filesystem-mark"``,
+    ``"detached-mount"``, ``"inode-marks"``, ``"proc-like"`` or ``"inotify"``, or None with the
+    ``reason`` and the ``remedy``; ``refused`` says why each rung above it does not, and
+    ``guarantees`` what this one keeps. ``fstype`` is the filesystem's type. ``features`` were
+    tried, in the order in which one needs the other: ``target_fid`` (records name the object
+    itself),
     ``unlimited_queue``, ``filesystem_mark``, ``rename`` (a rename is one record with both names),
     ``handles`` (files have handles) and ``open_by_handle``.
 
@@ -68,6 +71,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     initial_namespace: bool
     seccomp: bool
     limits: dict[str, int]
+    refused: dict[str, Feature]
+    guarantees: dict[str, str]
 
 
 def capabilities(path: str | os.PathLike[str]) -> Capabilities:
@@ -96,15 +101,22 @@ def capabilities(path: str | os.PathLike[str]) -> Capabilities:
         if features["handles"].works
         else Feature(None, "there is no handle to open")
     )
-    broken = next((feature for feature in features.values() if not feature.works), None)
+    try:
+        choice = choose(real, mount)
+        stop: NotWatchable | None = None if choice.rung else why_not(real, choice)
+    except NotWatchable as error:
+        choice, stop = Choice(None, {}), error
+    rung = choice.rung.name if choice.rung else None
+    if rung == FILESYSTEM_MARK and rungs:
+        rung = rungs[0]
     creds = credentials()
     pure = why_pure()
     return Capabilities(
         path=real,
         fstype=mount.fstype,
-        rung=None if broken else rungs[0],
-        reason=broken.reason if broken else None,
-        remedy=broken.remedy if broken else None,
+        rung=rung,
+        reason=stop.reason if stop else None,
+        remedy=stop.remedy if stop else None,
         features=features,
         decoder="pure" if pure else "native",
         decoder_reason=pure,
@@ -118,6 +130,13 @@ def capabilities(path: str | os.PathLike[str]) -> Capabilities:
         ),
         initial_namespace=creds.initial,
         seccomp=creds.filtered,
+        refused={
+            name: Feature(
+                False, getattr(error, "reason", str(error)), getattr(error, "remedy", None)
+            )
+            for name, error in choice.refused.items()
+        },
+        guarantees=dict(GUARANTEES[rung]) if rung else {},
         limits=_limits(),
     )
 

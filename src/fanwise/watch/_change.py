@@ -1,5 +1,7 @@
 """Change: what a watch tells, and its kinds."""
 
+import os
+
 import msgspec
 
 from fanwise.kernel import fanotify as fan
@@ -20,6 +22,7 @@ _BITS = {
 }
 KINDS = tuple(_BITS)
 DEFAULT_KINDS = KINDS[:6]
+_READS = frozenset(("opened", "accessed"))
 # Told of a root whatever is asked for: they end its stream, or change what it means.
 MOUNT_KINDS = ("mounted", "unmounted")
 
@@ -75,7 +78,9 @@ class Change(
 
     Of ``lost``: ``roots`` are the watched paths below which changes were lost, ``count`` how many
     records (None when the kernel did not say), ``source`` ``"ring"``, ``"kernel"`` or
-    ``"stopped"``. Of ``relisted``, which follows for each directory affected: ``names``, all names
+    ``"stopped"``. On rungs with a mark for each directory also ``"denied"``, ``"limit"`` or an
+    errno's name: the directory ``path`` came and could not be marked, so that nothing is told of
+    what is in it. Of ``relisted``, which follows for each directory affected: ``names``, all names
     in it now, a directory's with a slash at the end; what a consumer believed below other names is
     gone. Of ``repaired``, the end: ``roots``, and ``count``, how many changes the repair told.
 
@@ -104,3 +109,17 @@ class Change(
     names: tuple[str, ...] | None = None
     inferred: bool = False
     baseline: str | None = None
+
+
+def own_dropped(rows: list[Change]) -> list[Change]:
+    """Leave out what this process opened and read of directories, as marking them does."""
+    pid = os.getpid()
+    out = []
+    for row in rows:
+        if row.is_dir and row.pid == pid and not _READS.isdisjoint(row.kinds):
+            kinds = tuple(kind for kind in row.kinds if kind not in _READS)
+            if kinds:
+                out.append(msgspec.structs.replace(row, kinds=kinds))
+        else:
+            out.append(row)
+    return out

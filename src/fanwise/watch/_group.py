@@ -12,20 +12,27 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fanwise._errors import FanwiseError, NotWatchable
-from fanwise.kernel.handles import name_to_handle
+from fanwise._errors import FanwiseError, LimitReached, NotWatchable
+from fanwise.kernel.fanotify import FAN_ACCESS, FAN_OPEN
+from fanwise.kernel.handles import identify
 from fanwise.kernel.mounts import Mount, mounts
 from fanwise.kernel.native import Parts
+from fanwise.names.bypath import PathLookup
 from fanwise.names.child import ChildLookup, Helpers
 from fanwise.names.directories import Directories, Root
 from fanwise.names.lookup import AT, Lookup, open_mount
+from fanwise.names.marker import Marker, marks_of
 from fanwise.names.resolver import Resolver
 from fanwise.names.scan import Scanner, scan_mount
 from fanwise.names.teller import Settings
-from fanwise.sources.fanotify import FanotifySource
 
+from ._change import own_dropped
+from ._ladder import FILESYSTEM_MARK, Rung
 from ._who import Windows
 
+_SLICE = 4096  # changes
+_ROUNDS = 4096  # of 1,024 directories, before what came is told
+_OWN = FAN_OPEN | FAN_ACCESS
 _SYNC_SECONDS = 2.0
 _COVERED_SECONDS = 1.0  # how often a mount that is covered is looked for in mountinfo
 
@@ -46,6 +53,7 @@ class Group:
         wake: Callable[[], None],
         helpers: Helpers | None = None,
         anchors: Callable[[], list[str]] | None = None,
+        rung: Rung = FILESYSTEM_MARK,
         index: bool = False,
     ) -> None:
         self.mount = mount
@@ -53,15 +61,18 @@ class Group:
         self.inner = anchors is not None
         self._anchors = anchors
         self.paths = roots
-        self.source = FanotifySource(
+        self.rung = rung
+        self.source = rung.source(
             roots[0], mount, lambda: open_mount(self.mount, AT), mask, ring, parts
         )
+        if rung.marks:
+            self.source.rung = rung.name
         self._parts, self._settings = parts, settings
         self._exclude, self._recursive, self._wake = exclude, recursive, wake
         self._helpers = helpers
         self._index = index
         self.resolver: Resolver
-        self.scanner: Scanner
+        self.scanner: Scanner | Marker
         self._farewell: str | None = None
         self._armed = self._unplugged = False
         self.windows: Windows | None = None  # to be set before open() by who wants to know
@@ -69,29 +80,24 @@ class Group:
         self._error = 0  # the errno that ended it, until it is raised
         self._look_again = 0.0
         self._rows: list[Any] = []  # told outside of step()
+        self.unwatched: list[tuple[str, str, str]] = []  # directories: path, reason, remedy
 
     def open(self) -> None:
         """Mark the filesystem and begin. Raises NotWatchable, OSError."""
         self.source.open()
         try:
-            scan_dirs, helpers = self._parts.scan_dirs, self._helpers
-            lookup = ChildLookup(self.mount, helpers) if helpers else Lookup(self.mount)
+            tree = self._parts.Tree(self._recursive)
+            lookup = self._lookup(tree)
             dirs = Directories(
-                self._parts.Tree(self._recursive),
+                tree,
                 self.mount,
                 [Root.open(path, self.mount) for path in self.paths],
                 lookup,
                 self._exclude,
                 self._anchors,
+                self.rung.marks,
             )
-            self.scanner = Scanner(
-                lambda keys, names: (
-                    helpers.scan(lookup.mount, keys, names)
-                    if helpers
-                    else scan_mount(scan_dirs, lookup.mount, keys, names)
-                ),
-                self._wake,
-            )
+            self.scanner = self._scanner(lookup)
             drain = self.source.drain
             self.resolver = Resolver(
                 self._parts,
@@ -100,13 +106,57 @@ class Group:
                 self.windows.taking(drain.take) if self.windows is not None else drain.take,
                 lambda: bool(drain.sync(_SYNC_SECONDS)),
                 self._settings,
-                drain.gap,
+                # What a loss hit cannot be located by its handle there: all of it is read again.
+                (lambda: None) if self.rung.marks else drain.gap,
                 self._index,
             )
             self.resolver.start()
+            if self.rung.marks:
+                self._mark_all()
         except BaseException:
             self.close()
             raise
+
+    def _lookup(self, tree: Any) -> Lookup:
+        if self.rung.marks:
+            return PathLookup(self.mount, tree)
+        return ChildLookup(self.mount, self._helpers) if self._helpers else Lookup(self.mount)
+
+    def _scanner(self, lookup: Lookup) -> Scanner | Marker:
+        if isinstance(lookup, PathLookup):
+            return Marker(
+                marks_of(self._parts.mark_dirs, self.source), lookup, self.source.mark_above
+            )
+        scan_dirs, helpers = self._parts.scan_dirs, self._helpers
+        return Scanner(
+            lambda keys, names: (
+                helpers.scan(lookup.mount, keys, names)
+                if helpers
+                else scan_mount(scan_dirs, lookup.mount, keys, names)
+            ),
+            self._wake,
+        )
+
+    def _mark_all(self) -> None:
+        # What is not marked is missed, so the watch is open when all of it is.
+        resolver, marker = self.resolver, self.scanner
+        assert isinstance(marker, Marker)
+        while resolver.unmarked or resolver.dirs.fresh:
+            self._rows += self._others(resolver.step(_SLICE))
+        for key, code in resolver.refused_at_start():
+            path = (
+                os.fsdecode(resolver.lookup.path(key))
+                if isinstance(resolver.lookup, PathLookup)
+                else ""
+            )
+            if code == errno.ENOSPC:
+                raise self.rung.limit(path)
+            if code == errno.EMFILE:
+                raise LimitReached(
+                    path, "RLIMIT_NOFILE", "no descriptor is left", "ulimit -n NUMBER"
+                )
+            reason = f"it could not be marked: {os.strerror(code)}"
+            self.unwatched.append((path, reason, "run as root, or change its mode"))
 
     def fileno(self) -> int:
         """Return the descriptor that is readable while there are records."""
@@ -115,7 +165,7 @@ class Group:
 
     def arm(self, epoll: select.epoll) -> None:
         """Let the next record wake the consumer directly, once."""
-        if self.source.state != "MARKED" or self._read_all:
+        if self.source.state != "MARKED" or self._read_all or self.fileno() == self.source.fd:
             return
         flags = select.EPOLLIN | select.EPOLLONESHOT
         if self._armed:
@@ -142,10 +192,16 @@ class Group:
             return rows
         last = bool(self.source.drain.ended)
         if self._helpers is None:
-            rows = self.resolver.step(limit)
+            rows = self._others(self.resolver.step(limit))
+            # What is done after a loss was told, or a directory's coming, is told: every directory
+            # has its mark by then.
+            for _ in range(_ROUNDS if rows and self.rung.marks else 0):
+                if not self.resolver.unmarked:
+                    break
+                rows += self._others(self.resolver.step(limit))
         else:
             self._helpers.check()
-            rows = self._helpers.drop(self.resolver.step(limit))
+            rows = self._helpers.drop(self.resolver.step(limit), self._settings.pids)
         if last:
             # A window with nothing to tell may have others behind it: `pending` counts them now.
             self.resolver.intake.pull()
@@ -163,6 +219,12 @@ class Group:
             self.resolver.teller.tell_roots(rows, self._farewell)
             self._farewell = None
             self.resolver.dirs.roots.clear()
+        return rows
+
+    def _others(self, rows: list[Any]) -> list[Any]:
+        # What marking opened and read is not told.
+        if self.rung.marks and rows and self._settings.want & _OWN:
+            return own_dropped(rows)
         return rows
 
     @property
@@ -210,7 +272,7 @@ class Group:
     def shows(self, path: str | bytes) -> bool:
         """Whether a path leads to the group's mount. It opens nothing."""
         try:
-            return name_to_handle(path)[1] == self.mount.id
+            return identify(path)[1] == self.mount.id
         except (OSError, FanwiseError):
             return False
 
@@ -257,6 +319,10 @@ class Group:
     def resume(self) -> None:
         """Mark again and tell that changes were lost; or say goodbye where there is no way back."""
         if not self.follow(mounts(), self._rows):
+            return
+        if self.rung.marks:
+            self.source.resume(-1)
+            self.resolver.intake.push_stop()
             return
         try:
             fd = open_mount(self.mount, AT)

@@ -4,20 +4,25 @@ A mount is followed when a path below a root leads to it, no glob excludes that 
 filesystem can be marked. What cannot be followed is named with the reason. The mark stands before
 ``mounted`` is told: who lists the directory then misses nothing.
 
-REFS      the groups are in the watch's list with the others; here is which mount each is for.
+One that may not answer (a network, a program) is asked by another process before it is touched.
+
+REFS      the groups are in the watch's list with the others; here is which mount each is for. The
+          questions are ours.
 LOCKING   none: the consumer. LIFETIME  a group is closed here when its last change was told.
 """
 
 import errno
 import os
+import select
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from fanwise._errors import FanwiseError, LimitReached
-from fanwise.kernel.mounts import Mount, mounts, visible
+from fanwise._errors import FanwiseError, LimitReached, NoSuchRoot, NotWatchable
+from fanwise.kernel.mounts import Mount, describe, visible
 from fanwise.names.globs import Globs
 
+from ._answers import Question, may_wait, wait
 from ._change import Change
 from ._group import Group
 
@@ -52,12 +57,16 @@ class Below:
     ) -> None:
         self._groups = groups  # those of the roots, and those made here
         self._exclude, self._recursive, self._follow = exclude, recursive, follow
+        self.look: Callable[[], list[Mount]]  # the list of mounts, without opening a descriptor
+        self.ask: Callable[[bytes], Question]  # whether what is mounted at a path answers
+        self.epoll: select.epoll  # to be woken by answers
+        self._asked: dict[_Key, Question] = {}  # those that did not answer yet
         self.make: Callable[[Mount, list[str], Callable[[], list[str]] | None], Group]
         self._inner: dict[_Key, Group] = {}
         self._refused: dict[_Key, UnwatchedMount] = {}
         self._limited: set[_Key] = set()  # of the refused: to be tried again
         self.unwatched: tuple[UnwatchedMount, ...] = ()  # the refused; changes when they do
-        self._again = False
+        self.again = False  # `update` left something open
         self._at: list[str] = []  # the roots, when last looked
         self.past: dict[str, int] = {}  # what closed groups counted
 
@@ -81,13 +90,15 @@ class Below:
 
     def tells(self, path: str) -> bool:
         """Say whether a path is in a root, as those are called now, and not excluded."""
-        roots = [
+        return in_scope(path, self._all_roots(), self._exclude, self._recursive)
+
+    def _all_roots(self) -> list[str]:
+        return [
             root.path
             for group in self._groups
             if not group.inner
             for root in group.resolver.dirs.roots
         ]
-        return in_scope(path, roots, self._exclude, self._recursive)
 
     def wanted(self, there: Iterable[Mount]) -> list[Mount]:
         """Which mounts are seen below the roots."""
@@ -96,12 +107,13 @@ class Below:
         if not roots or not self._recursive:
             return []
         seen = visible(there)
+        every = self._all_roots()
         return [
             mount
             for mount in there
             if mount.id in seen
             if any(_is_below(mount.mount_point, root) for root in roots)
-            if self.tells(os.fsdecode(mount.mount_point))
+            if in_scope(os.fsdecode(mount.mount_point), every, self._exclude, True)
         ]
 
     def adopt(self, roots: list[tuple[Mount, list[str]]]) -> list[tuple[Mount, list[str]]]:
@@ -128,12 +140,9 @@ class Below:
     @property
     def stale(self) -> bool:
         """Whether `update` is to be called although no mount changed: a root did."""
-        return self._again or (self._recursive and self.roots() != self._at)
-
-    @property
-    def again(self) -> bool:
-        """Whether `update` left something open."""
-        return self._again
+        if self.again or any(map(self._has_answered, self._asked)):
+            return True
+        return self._recursive and self.roots() != self._at
 
     def follow(self, group: Group, there: Iterable[Mount], rows: list[Any]) -> None:
         """Learn where a followed mount is now, or let go of it."""
@@ -143,7 +152,7 @@ class Below:
         if mount is None or self._sees(mount):
             group.follow(there, rows)
         elif self._behind():
-            self._again = True  # a root may have moved with it, and that is not told yet
+            self.again = True  # a root may have moved with it, and that is not told yet
         else:
             group.leave("unmounted")
 
@@ -159,7 +168,7 @@ class Below:
     def update(self, there: Iterable[Mount], rows: list[Any]) -> None:
         """Follow what came, and let go of what went."""
         there = list(there)
-        self._again = False
+        self.again = False
         for group in self.followed:
             self.follow(group, there, rows)
         stay = {_key(mount): mount for mount in there}
@@ -172,19 +181,41 @@ class Below:
                 rows.append(_row("unmounted", entry.path))
             elif point != entry.path:
                 self._refused[key] = entry._replace(path=point)
+        for key in [key for key in self._asked if key not in self._refused]:
+            self._end(key)
         self._add(there, rows)
+
+    def close(self) -> None:
+        """End what is asked."""
+        for question in self._asked.values():
+            question.end()
+        self._asked.clear()
 
     def _add(self, there: Iterable[Mount], rows: list[Any] | None) -> None:
         self._at = self.roots()
         # Those of the roots are followed by the roots' own groups.
         mine = {_key(group.mount) for group in self._groups if not group.inner}
-        for mount in self.wanted(there):
-            key = _key(mount)
+        todo = [
+            (key, mount)
+            for mount in self.wanted(there)
+            if (key := _key(mount)) not in mine
+            if key not in self._inner
+            if key not in self._refused or key in self._limited or self._has_answered(key)
+        ]
+        held = self._ask(todo)
+        full: UnwatchedMount | None = None  # what was refused because a limit is reached
+        for key, mount in todo:
             known = key in self._refused
-            if key in mine or key in self._inner or (known and key not in self._limited):
-                continue
             path = os.fsdecode(mount.mount_point)
-            refused = self._open(key, mount)
+            if key in held:
+                refused: UnwatchedMount | None = held[key]
+            elif full is not None:  # one try tells for all: there may be hundreds, at each change
+                refused = full._replace(path=path, fstype=mount.fstype)
+                self._limited.add(key)
+            else:
+                refused = self._open(key, mount)
+                if key in self._limited:
+                    full = refused
             if refused is not None:
                 self._refused[key] = refused
                 if known:
@@ -199,6 +230,57 @@ class Below:
         now = tuple(sorted(self._refused.values()))
         if now != self.unwatched:
             self.unwatched = now
+
+    def _has_answered(self, key: _Key) -> bool:
+        return key in self._asked and self._asked[key].answered
+
+    def _end(self, key: _Key) -> None:
+        question = self._asked.pop(key)
+        self.epoll.unregister(question.fd)
+        question.end()
+
+    def _ask(self, todo: Iterable[tuple[_Key, Mount]]) -> dict[_Key, UnwatchedMount]:
+        # Ask those that may not answer, give them a moment, and tell which are not to be touched.
+        held: dict[_Key, UnwatchedMount] = {}
+        new: list[Question] = []
+        again = False
+        for key, mount in todo:
+            if key in self._asked:
+                self._end(key)  # that was the answer
+                continue
+            if not self._follow or not may_wait(mount.fstype):
+                continue
+            if key in self._limited:
+                if again:  # one try tells for all
+                    held[key] = self._refused[key]
+                    continue
+                again = True
+            held[key] = UnwatchedMount(
+                os.fsdecode(mount.mount_point),
+                mount.fstype,
+                "it does not answer",
+                "see whether its server runs: it is tried again when it answers",
+            )
+            try:
+                question = self.ask(mount.mount_point)
+            except OSError as error:
+                self._limited.add(key)
+                held[key] = held[key]._replace(
+                    reason=f"no process can ask whether it answers: {error.strerror or error}",
+                    remedy="it is tried again when mounts change",
+                )
+                continue
+            new.append(question)
+            self._asked[key] = question
+            self.epoll.register(question.fd, select.EPOLLIN)
+        wait(new)
+        for key in list(held):
+            if self._has_answered(key):
+                del held[key]
+                self._end(key)
+            elif key in self._asked:
+                self._limited.discard(key)
+        return held
 
     def _open(self, key: _Key, mount: Mount) -> UnwatchedMount | None:
         path = os.fsdecode(mount.mount_point)
@@ -216,23 +298,35 @@ class Below:
             group.open()
         except (FanwiseError, OSError) as error:
             # Where it went away, or is covered, that is heard of next.
-            there = [each for each in mounts() if _key(each) == key]
-            if not there or there[0].mount_point != mount.mount_point:
-                self._again = bool(there) or self._again  # nothing tells of what moved
+            now = self._find(key)
+            if now is None or now.mount_point != mount.mount_point:
+                self.again = now is not None or self.again  # nothing tells of what moved
                 return None
             if isinstance(error.__cause__, NotADirectoryError):
                 return refused(
                     "a file that is itself a mount point has no name on its filesystem to follow",
                     "watch the file where it was mounted from",
                 )
-            if isinstance(error, LimitReached) or getattr(error, "errno", 0) == errno.EMFILE:
+            self._limited.discard(key)
+            if _is_limit(error):
                 self._limited.add(key)
             if isinstance(error, FanwiseError):
                 return refused(error.reason, error.remedy)
             return refused(error.strerror or str(error))
+        self._limited.discard(key)
         self._inner[key] = group
         self._groups.append(group)
         return None
+
+    def _find(self, key: _Key) -> Mount | None:
+        if key[0] is not None:
+            try:
+                return describe(key[0])  # where there are many the list is long
+            except NoSuchRoot:
+                return None
+            except NotWatchable:
+                pass  # the kernel tells too little of one mount: the list has it
+        return next((each for each in self.look() if _key(each) == key), None)
 
     def reap(self) -> None:
         """Close the groups whose last change was told."""
@@ -248,6 +342,17 @@ class Below:
             del self._inner[key]
             self._groups.remove(group)
             group.close()
+
+
+# It may pass, so what was refused for it is tried again.
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+
+
+def _is_limit(error: FanwiseError | OSError) -> bool:
+    if isinstance(error, LimitReached):
+        return True
+    cause = error if isinstance(error, OSError) else error.__cause__
+    return isinstance(cause, OSError) and cause.errno in _LIMITS
 
 
 def _row(kind: str, path: str) -> Change:

@@ -6,6 +6,7 @@ LIFETIME  nothing starts before ``with``; an open Watch that is dropped warns (R
 """
 
 import contextlib
+import functools
 import math
 import os
 import select
@@ -32,8 +33,10 @@ from fanwise.names.globs import Globs
 from fanwise.names.teller import Settings
 from fanwise.sources.mounts import MountChange, MountSource
 
+from ._answers import Question
 from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, MOUNT_KINDS, Change, mask_of, own_work_shows
 from ._group import Group
+from ._ladder import check_kinds, choose, why_not
 from ._mounts import Below, UnwatchedMount
 from ._who import Who, Windows
 
@@ -43,7 +46,6 @@ _SOON = 0.01  # seconds without news, after which a watch is idle
 _LOOK = 1.0  # seconds, while changes flow, between two looks at where the mounts are
 _LONGEST = 86_400.0  # seconds of one wait: the kernel counts milliseconds in an int
 _LEAST_QUEUE = 64 << 10  # bytes
-
 
 _T = TypeVar("_T")
 
@@ -140,6 +142,7 @@ class Watch:
                 f"kinds are: {', '.join((*KINDS, *MOUNT_KINDS))}",
             )
         self._given = [os.fspath(path) for path in paths]
+        self._wanted = wanted
         self._mask = mask_of(wanted)
         self._exclude = _several("exclude", exclude)
         for glob in self._exclude:
@@ -166,6 +169,7 @@ class Watch:
         self._parts = parts(pure)
         self._who = Who() if who else None
         self._index = index
+        self._forced = os.environ.get("FANWISE_RUNG") or None
         self._groups: list[Group] = []
         self._helpers: Helpers | None = None
         self._roots: list[WatchedRoot] = []
@@ -183,7 +187,9 @@ class Watch:
         self._news: list[MountChange] = []  # of mounts, not yet acted upon
         self._paused = False
         self._pid = 0  # of the process that opened it
-        self._slices = 0
+        self._turn = 0  # whose slice is the next: a storm in one group does not silence the others
+        self._asked_at = 0.0  # when mounts were last asked about
+        self._due = False  # they are to be asked about before the next slice
 
     # -- life --
 
@@ -211,6 +217,9 @@ class Watch:
                 self._who.open()
                 self._epoll.register(self._who.timer, select.EPOLLIN)
             self._below.make = self._maker()
+            self._below.look = self._mounts.listed
+            self._below.epoll = self._epoll
+            self._below.ask = functools.partial(Question, helpers=self._helpers)
             given = self._by_mount()
             for (mount, paths), (_, asked) in zip(self._below.adopt(given), given, strict=True):
                 group = self._below.make(mount, paths, None)
@@ -229,9 +238,20 @@ class Watch:
         settings = Settings(Change, KIND_TABLE, self._mask, self._pids)
         mask, queue, parts, helpers = self._mask, self._queue, self._parts, self._helpers
         exclude, recursive, wake = self._exclude, self._recursive, self._waker.wake
-        named, index = self._who is not None, self._index
+        named, forced, kinds, pids = self._who is not None, self._forced, self._wanted, self._pids
+        index = self._index
 
         def make(mount: Mount, paths: list[str], anchors: Callable[[], list[str]] | None) -> Group:
+            choice = choose(paths[0], mount, forced)
+            if choice.rung is None:
+                raise why_not(paths[0], choice)
+            check_kinds(paths[0], mount, choice.rung, kinds, pids)
+            if index and choice.rung.marks:
+                raise FilesystemRefuses(
+                    paths[0],
+                    "the index needs a mark on the whole filesystem, and there is none here",
+                    "watch it without an index: after a loss directories are told with their names",
+                )
             group = Group(
                 mount,
                 paths,
@@ -242,8 +262,9 @@ class Watch:
                 exclude,
                 recursive,
                 wake,
-                helpers,
+                None if choice.rung.marks else helpers,
                 anchors,
+                choice.rung,
                 index,
             )
             if named:
@@ -273,17 +294,19 @@ class Watch:
         if self._state == "closed":
             return
         self._state = "closed"
-        if self._helpers is not None:
-            self._helpers.close()  # first: a scan waits for it
-        for group in self._groups:
-            group.close()
-        if self._who is not None:
-            self._who.close()
-        if self._epoll is not None:
-            self._epoll.close()
-        if self._waker is not None:
-            self._waker.close()
-        self._mounts.close()
+        with contextlib.ExitStack() as last:  # the last one first, and all of them whatever fails
+            last.callback(self._mounts.close)
+            if self._waker is not None:
+                last.callback(self._waker.close)
+            if self._epoll is not None:
+                last.callback(self._epoll.close)
+            last.callback(self._below.close)
+            if self._who is not None:
+                last.callback(self._who.close)
+            for group in self._groups:
+                last.callback(group.close)
+            if self._helpers is not None:
+                last.callback(self._helpers.close)  # before the groups: a scan waits for it
 
     def __enter__(self) -> "Watch":
         self.open()
@@ -362,7 +385,12 @@ class Watch:
                 self._tick(self._who)
             if self._below:
                 self._below.reap()
-            rows = self._mounts_moved() or self._slice() or self._mounts_changed()
+            rows = (
+                self._mounts_moved()
+                or (self._mounts_changed() if self._due else [])
+                or self._slice()
+                or self._mounts_changed()
+            )
             if rows or self.ended:
                 return rows
             for group in self._groups:
@@ -395,16 +423,20 @@ class Watch:
         busy = True
         while busy:
             busy = False
-            for group in self._groups:
+            for at in range(len(self._groups)):
+                turn = (self._turn + at) % len(self._groups)
+                group = self._groups[turn]
                 rows = group.step(_SLICE)
                 if rows:
+                    self._turn = turn + 1
                     if self._who is not None and group.windows is not None:
                         self._who.name(rows, group.windows)
                     # Whoever waits on fileno() must hear of what is left.
                     if group.pending or len(self._groups) > 1:
                         self._wake()
-                    self._slices += 1
-                    return rows if self._slices % 64 else [*rows, *self._mounts_changed()]
+                    # Behind a slice: the directory that was mounted on is told first.
+                    self._due = time.monotonic() >= self._asked_at + _LOOK
+                    return rows
                 busy = busy or group.pending
         if self._helpers is not None and taken:
             self._helpers.bury(dead)
@@ -441,6 +473,8 @@ class Watch:
 
     def _mounts_changed(self) -> list[Change]:
         rows: list[Change] = []
+        self._due = False
+        self._asked_at = time.monotonic()
         if self._paused:
             return rows
         if self._mounts.changed():
@@ -449,8 +483,13 @@ class Watch:
         if stale:
             self._news += self._mounts.look()
         if self._news or stale:
-            news, self._news = self._news, []
-            self._apply(news, rows)
+            try:
+                self._apply(self._news, rows)
+            except BaseException:
+                self._ready += rows  # what is known is told, and the rest is tried again
+                self._below.again = True
+                raise
+            self._news = []
             if self._below.again:
                 self._wake()
         return rows
@@ -533,8 +572,17 @@ class Watch:
 
     @property
     def unwatched(self) -> tuple[UnwatchedMount, ...]:
-        """The mounts below the roots whose changes are not told, and why, as of the last read."""
-        return self._below.unwatched
+        """What below the roots is not told, and why, as of the last read.
+
+        Mounts; and directories that could not be marked when the watch was opened.
+        """
+        below = self._below.unwatched
+        for group in self._groups:
+            if group.unwatched:
+                below += tuple(
+                    UnwatchedMount(path, group.mount.fstype, *why) for path, *why in group.unwatched
+                )
+        return below
 
     @property
     def scanned(self) -> bool:
@@ -647,7 +695,8 @@ def watch(
     ``index``: keep every name with its size and times; after a loss the differences are told then,
     and no ``relisted``.
 
-    Nothing starts before ``with``. Needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH. See `Change`, and
+    Nothing starts before ``with``. Without CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH, and where no mark
+    on the whole filesystem can be set, a lower rung serves it (`Watch.roots`). See `Change`, and
     the page on guarantees for what is promised and what breaks it.
 
     Raises FanwiseError for arguments that make no sense, NotWatchable on entering.

@@ -188,10 +188,10 @@ class Who:
 
     def close(self) -> None:
         """Remove the trace instance and close the timer; idempotent."""
-        self.trace.close()
         if self.timer >= 0:
             os.close(self.timer)
             self.timer = -1
+        self.trace.close()
 
     @property
     def limits(self) -> str | None:

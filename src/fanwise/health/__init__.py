@@ -1,0 +1,1 @@
+"""Health: error channels in, incidents out."""

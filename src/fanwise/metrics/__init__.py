@@ -1,0 +1,1 @@
+"""Numbers out: the Prometheus text format, by HTTP and as a file."""

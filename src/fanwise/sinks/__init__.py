@@ -1,0 +1,1 @@
+"""Encoded records out: JSON lines, programs, webhooks."""

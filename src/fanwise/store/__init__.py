@@ -1,0 +1,1 @@
+"""The one way to open a database: SQLite, WAL, application id, version, migrations."""
