@@ -88,6 +88,12 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "groups": [("us_per_event", "CPU us an event", ".2f")],
     "latency": [("median_ms", "median ms", ".3f"), ("p99_ms", "99 % ms", ".3f")],
+    "health": [
+        ("median_ms", "median ms", ".3f"),
+        ("p99_ms", "99 % ms", ".3f"),
+        ("cpu_s", "CPU s of the workload", ".3f"),
+        ("wall_s", "wall s of the workload", ".2f"),
+    ],
     "who": [
         ("named_share", "writers with name", ".2%"),
         ("exe_share", "with executable", ".2%"),

@@ -3,7 +3,8 @@
     make demo        or: .venv/bin/python demo/demo.py [--files N]
 
 Makes a scratch filesystem, lets two processes storm it under `fanwise watch --json`, and compares;
-then the same under inotifywait, where it is installed. Everything it made goes again, also after
+then the same under inotifywait, where it is installed. In a second act another one is damaged while
+`fanwise health --follow` listens. Everything it made goes again, also after
 Ctrl-C. Needs root; without, it says what stands in the way.
 """
 
@@ -20,9 +21,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fanwise
 
@@ -141,11 +142,17 @@ def start(
     argv: list[str],
     stdin: int | None = None,
     stderr: int | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> "subprocess.Popen[bytes]":
     """Start a process that is gone when the stack is; Ctrl-C reaches this process only."""
     with SIGNALS.held():
         process = subprocess.Popen(
-            argv, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, process_group=0
+            argv,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            process_group=0,
+            env=environ,
         )
         stack.callback(end, process)
     return process
@@ -191,10 +198,14 @@ def scratch(stack: contextlib.ExitStack, files: int) -> tuple[Path, str]:
     return point, what
 
 
-def mount_ext4(image: Path, point: Path, files: int) -> None:
+def mount_ext4(image: Path, point: Path, files: int, megabytes: int = 256) -> None:
     with open(image, "wb") as file:
-        file.truncate(256 << 20)
-    sh("mkfs.ext4", "-q", "-F", "-N", str(max(20_000, files)), str(image))
+        file.truncate(megabytes << 20)
+    sh("mkfs.ext4", "-q", "-F", "-N", str(max(20_000 * megabytes // 256, files)), str(image))
+    attach(image, point)
+
+
+def attach(image: Path, point: Path) -> None:
     # Finding a free device and taking it are two steps; others may be at it.
     locks = Path("/run/lock") if Path("/run/lock").is_dir() else Path(tempfile.gettempdir())
     with open(locks / "fanwise-loop.lock", "w") as lock:
@@ -248,6 +259,11 @@ class Output(threading.Thread):
 
         with self._more:
             return self._more.wait_for(said, seconds) and text in self._data
+
+    def so_far(self) -> list[bytes]:
+        """Every whole line, without waiting."""
+        with self._more:
+            return bytes(self._data).splitlines(keepends=True)[: self._data.count(b"\n")]
 
     def lines(self) -> list[bytes]:
         self.join(DEADLINE)
@@ -375,6 +391,90 @@ def compare(stack: contextlib.ExitStack, files: int) -> int:
     return 0 if same and exact == len(changes) else 4
 
 
+# ---- the second act: a filesystem breaks ---------------------------------------------------------
+
+BROKEN = "photos/summer.raw"
+READS = 3
+
+
+def breaking(stack: contextlib.ExitStack) -> int:
+    """Damage a filesystem while somebody listens, and compare what is told with the superblock."""
+    with SIGNALS.held():
+        base = Path(tempfile.mkdtemp(prefix="fanwise-demo-"))
+        stack.callback(shutil.rmtree, base, ignore_errors=True)
+        image, point = base / "image", base / "fs"
+        point.mkdir()
+        mount_ext4(image, point, 0, megabytes=64)
+        stack.callback(unmount, point)
+    file = point / BROKEN
+    file.parent.mkdir()
+    file.write_bytes(b"summer" * 10_000)
+    command = str(Path(sys.executable).parent / "fanwise")
+    keep = {"FANWISE_HEALTH_STATE": str(base), "FANWISE_HEALTH_SECOND": str(base / "second.db")}
+    health = start(
+        stack, [command, "health", "--follow", "--json", str(point)], environ=os.environ | keep
+    )
+    assert health.stdout
+    output = Output(health.stdout.fileno())
+    if not output.wait_for(b'"ready"'):
+        raise Unavailable("fanwise health ended before it was ready")
+    sources = json.loads(output.so_far()[0])["sources"]
+    up = [name for name, source in sources.items() if source["state"] != "down"]
+    print("\nThe second act: an ext4 is damaged while `fanwise health --follow` listens.")
+    print(f"It listens by {', '.join(name for name in up if name != 'database')}", end="")
+    for name, source in sources.items():
+        if source["state"] == "down":
+            print(f"\n  and not by {name}: {source['reason']}", end="")
+    print("\n", flush=True)
+
+    # What has no channel of its own: somebody unmounts it, one inode rots, it is mounted again.
+    unmount(point)
+    sh("debugfs", "-w", "-R", f"sif /{BROKEN} block[0] 0x1111", str(image))
+    attach(image, point)
+    said, began = "nothing", 0.0
+    for _ in range(READS):
+        began = began or time.monotonic()
+        try:
+            file.read_bytes()
+        except OSError as error:
+            said = error.strerror or str(error)
+    if not output.wait_for(b'"incident"'):
+        raise Unavailable("no incident came")
+    first = time.monotonic() - began
+    device = f"{os.stat(point).st_dev >> 8}:{os.stat(point).st_dev & 0xFF}"
+    counter = Path(f"/sys/dev/block/{device}").resolve().name
+    count = int(Path(f"/sys/fs/ext4/{counter}/errors_count").read_text())
+    until = time.monotonic() + DEADLINE
+    incident: dict[str, Any] = {}
+    while time.monotonic() < until:
+        found = [r for r in map(json.loads, output.so_far()) if r["type"] == "incident"]
+        incident = found[-1]
+        if incident["total"] == count and incident["object"]["path"]:
+            break
+        time.sleep(0.05)
+    health.terminate()
+    where, at = incident["object"], incident["location"]
+    total = f"{incident['total']:,}"
+    print(f"a program reads {BROKEN} {READS} times and is told: {said}")
+    print(f"first line of the incident {first * 1000:.1f} ms after the first of these, and in all:")
+    for name, text in (
+        ("what", f"{incident['errno']}, {incident['meaning']}"),
+        ("file", f"{where['path']} (inode {where['ino']}, by {where['path_source']})"),
+        ("code", f"{at['function']}:{at['line']} of Linux {at['kernel']}"),
+        ("errors", f"{total} (the superblock says {count})"),
+        ("told by", ", ".join(incident["channels"])),
+        ("advice", incident["advice"]),
+    ):
+        print(f"  {name:8}{text}")
+    right = incident["total"] == count == READS and where["path"] == str(file)
+    return 0 if right else 4
+
+
+def unmount(point: Path) -> None:
+    if os.path.ismount(point):
+        sh("umount", str(point))
+
+
 def per_million(cpu: float, facts: int) -> str:
     return f"{cpu / max(facts, 1) * 1e6:.2f} s"
 
@@ -405,7 +505,12 @@ def main() -> int:
         reason = cannot_show()
         if reason is not None:
             raise Unavailable(reason)
-        return compare(stack, arguments.files)
+        status = compare(stack, arguments.files)
+        try:
+            return breaking(stack) or status
+        except Unavailable as error:
+            print(f"\nThe second act, a filesystem that breaks, cannot be shown here:\n  {error}")
+            return status
     except Unavailable as error:
         print("The demo watches a scratch filesystem while two processes change it, and compares")
         print("what was done with what was told. It cannot show that here:")

@@ -58,10 +58,33 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     index: bool = False
 
 
+Seconds = Annotated[float, msgspec.Meta(ge=0.1, le=86400)]
+"""A time; in TOML, in the environment and in flags a number."""
+
+Days = Annotated[int, msgspec.Meta(ge=1, le=36500)]
+"""A number of days."""
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """The section ``[health]``. A path that is empty is chosen, or is for what is not wanted."""
+
+    state: str = ""
+    second: str = ""
+    memory: Size = 8 << 20
+    counters: Seconds = 10.0
+    probe: Seconds = 60.0
+    tracefs: str = ""
+    keep: Days = 90
+    rules: str = ""
+    metrics: str = ""
+    textfile: str = ""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The whole configuration: one attribute a section."""
 
     watch: Watch = Watch()
+    health: Health = Health()
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,9 +125,43 @@ who = false
 
 # Keep every name with its size and times, and tell after a loss what differs.
 index = false
+
+[health]
+# Directory of the database of incidents. Empty: /var/lib/fanwise for root, else the user's own
+# state directory.
+state = ""
+
+# The database to write to while the first one's filesystem is the one that fails. It should be on
+# another device. Empty: one in /run/fanwise for root, else in XDG_RUNTIME_DIR.
+second = ""
+
+# Room in memory for incidents when neither can be written to: bytes, or text such as "8MiB".
+memory = "8MiB"
+
+# Seconds between two readings of the counters, which are read after each error as well: some
+# errors are counted and told by nothing.
+counters = 10.0
+
+# Seconds between two looks at each filesystem by a helper process, for what no file shows.
+probe = 60.0
+
+# Where tracefs is mounted. Empty: its first mount.
+tracefs = ""
+
+# Days for which incidents that are resolved are kept.
+keep = 90
+
+# File of rules: which incidents lead to which actions. Empty: none.
+rules = ""
+
+# Address on which metrics are served, such as "127.0.0.1:9899". Empty: none.
+metrics = ""
+
+# File to which metrics are written for node_exporter, in its textfile directory: NAME.prom.
+textfile = ""
 """
 
-_SECTIONS: dict[str, type[msgspec.Struct]] = {"watch": Watch}
+_SECTIONS: dict[str, type[msgspec.Struct]] = {"watch": Watch, "health": Health}
 _FIELDS = {
     f"{section}.{field.name}": field
     for section, struct in _SECTIONS.items()
@@ -279,8 +336,13 @@ def _from_text(key: str, text: str, name: str) -> object:
         if text.lower() not in words:
             raise ConfigError(name, None, f"not a boolean: {text!r}", "write 1 or 0")
         return words[text.lower()]
-    if kind == Size:
+    if kind in (Size, str):
         return text
+    if kind in (Seconds, Days):
+        try:
+            return int(text) if kind == Days else float(text)
+        except ValueError:
+            raise ConfigError(name, None, f"not a number: {text!r}", "write a number") from None
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
@@ -298,6 +360,8 @@ def _valid(key: str, value: object, source: str | os.PathLike[str], line: int | 
                 raise ConfigError(
                     source, line, f"{key}: unknown kind {item!r}", nearest(item.lower(), kinds)
                 )
+    if kind == Seconds and type(value) is int:
+        value = float(value)
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:

@@ -42,8 +42,9 @@ class Running:
     def __init__(self, arguments, stdout=subprocess.PIPE, **options):
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("FANWISE", "XDG"))}
         environ |= {"HOME": "/nonexistent", "TZ": "UTC"} | options.pop("environ", {})
+        prefix = options.pop("prefix", ())
         self.process = subprocess.Popen(
-            [FANWISE, *map(str, arguments)],
+            [*prefix, FANWISE, *map(str, arguments)],
             stdout=stdout,
             stderr=subprocess.PIPE,
             env=environ,

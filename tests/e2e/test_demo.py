@@ -93,6 +93,11 @@ def test_what_was_done_is_what_was_told(demo):
     out, err = process.communicate(timeout=DEADLINE)
     assert (process.returncode, err) == (0, ""), out
     check(out, 2000)
+    act = out.partition("The second act: ")[2]
+    assert re.search(r"^  what +EUCLEAN, ", act, re.MULTILINE), out
+    assert re.search(r"^  file +\S+/fs/photos/summer.raw \(inode \d+, by", act, re.MULTILINE), out
+    assert re.search(r"^  code +ext4_ext_check_inode:\d+ of Linux ", act, re.MULTILINE), out
+    assert re.search(r"^  errors +3 \(the superblock says 3\)$", act, re.MULTILINE), out
 
 
 def test_on_tmpfs_where_ext4_cannot_be_made(demo, tmp_path_factory):
@@ -104,6 +109,7 @@ def test_on_tmpfs_where_ext4_cannot_be_made(demo, tmp_path_factory):
     assert (process.returncode, err) == (0, ""), out
     assert out.startswith("a tmpfs (no ext4: mkfs.ext4 ")
     check(out, 200)
+    assert "cannot be shown here:\n  mkfs.ext4 " in out
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -49,7 +49,9 @@ def test_the_same_for_people(run, scratch):
     assert f"{scratch} on tmpfs: can be watched (filesystem-mark)\n" in out
     for head in ("kernel   ", "user     uid 0 with CAP_SYS_ADMIN", "decoder  ", "limits   fs."):
         assert f"\n{head}" in f"\n{out}"
-    assert out.count("\n  yes  ") == len(FEATURES)
+    assert out.count("\n  yes  ") - out.count("\n  yes  health:") == len(FEATURES)
+    for name in ("errors by fanotify", "error tracepoints", "error counters", "the kernel's log"):
+        assert f"  health: {name}" in out
 
 
 @pytest.mark.parametrize("path", ["/proc", "/sys"])
@@ -97,7 +99,7 @@ def test_why_it_is_pure(run):
 def test_the_schema_is_published_and_true(run):
     status, out, err = run("doctor", "--schema")
     assert (status, err) == (0, "")
-    assert {"Report", "Place", "Unreachable", "Capabilities", "Feature"} == set(
+    assert {"Report", "Place", "Unreachable", "Capabilities", "Feature", "Channel"} == set(
         json.loads(out)["$defs"]
     )
     _, out, _ = run("doctor", "--json", "/", "/proc", "/nonexistent")

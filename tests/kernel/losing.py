@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import os
 import random
 import time
@@ -33,6 +34,9 @@ class Consumer:
     def _drop(self, path: str) -> None:
         self.paths = {p for p in self.paths if p != path and not p.startswith(path + "/")}
 
+    def _drop_below(self, path: str) -> None:
+        self.paths = {p for p in self.paths if not p.startswith(path + "/")}
+
     def take(self, changes: list[Change]) -> None:
         """Apply changes in their order."""
         self.told += changes
@@ -47,6 +51,8 @@ class Consumer:
                 self.lost += 1
             elif "renamed" in c.kinds and c.old_path is not None:
                 old = c.old_path
+                if not c.is_dir:  # a directory that was believed there went among what was lost
+                    self._drop_below(old)
                 moved = {p for p in self.paths if p == old or p.startswith(old + "/")}
                 self.paths -= moved
                 if c.path in self.paths and not any(p.startswith(c.path + "/") for p in self.paths):
@@ -130,6 +136,15 @@ class Storm:
         """Do several."""
         for _ in range(count):
             self.step()
+
+
+def overflow(directory: Path, count: int = 18_000) -> None:
+    """Fill the kernel's queue, at one record a call: none of them merges with another."""
+    names = [os.fspath(directory / f"flood{i}") for i in range(count)]
+    os.mknod(names[0])
+    for old, new in itertools.pairwise(names):
+        os.rename(old, new)
+    os.unlink(names[-1])
 
 
 def flood(directory: Path, count: int = 700) -> None:

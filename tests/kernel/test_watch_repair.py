@@ -1,18 +1,24 @@
 """Loss and repair: whatever is lost, a consumer ends with exactly the paths on disk."""
 
 import os
+import shutil
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fanwise
+from fanwise.kernel.handles import name_to_handle
 from fanwise.sources import fanotify as source
-from tests.kernel.losing import Consumer, Storm, exchange, flood
+from tests.kernel.losing import Consumer, Storm, exchange, flood, overflow
 from tests.kernel.watching import on_disk, scanned, watching, write
 
 TINY = 64 << 10
+PACE = 3.0  # seconds
 
 
 def relisted(told: list[fanwise.Change]) -> dict[str, tuple[str, ...]]:
@@ -21,6 +27,23 @@ def relisted(told: list[fanwise.Change]) -> dict[str, tuple[str, ...]]:
 
 def kinds(told: list[fanwise.Change]) -> list[str]:
     return [c.kinds[0] for c in told if c.roots is not None]
+
+
+def paced(pure: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have drains let the kernel's queue fill for a while after each read."""
+    real = fanwise.kernel.native.parts(pure)
+    drain = lambda fd, ring: real.Drain(fd, ring, pace_ns=int(PACE * 1e9))  # noqa: E731
+    parts = real._replace(Drain=drain)
+    monkeypatch.setattr(sys.modules["fanwise.watch._watch"], "parts", lambda _: parts)
+
+
+def until_paced(watch: fanwise.Watch, where: Path) -> None:
+    """Return when a drain has begun to stay away from the queue."""
+    drain = watch._groups[0].source.drain
+    before, deadline = drain.stats()["paced"], time.monotonic() + 20
+    while drain.stats()["paced"] == before:  # the first few reads are made at once
+        flood(where, 10)
+        assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize(
@@ -35,9 +58,7 @@ def test_paths_told_are_those_on_disk(
     consumer.paths = on_disk(fs)
     if how == "kernel":
         monkeypatch.setattr(source, "_INIT", source._INIT & ~source.FAN_UNLIMITED_QUEUE)
-        slow = fanwise.kernel.native.parts(pure)
-        parts = slow._replace(Drain=lambda fd, ring: slow.Drain(fd, ring, pace_ns=3_000_000_000))
-        monkeypatch.setattr(sys.modules["fanwise.watch._watch"], "parts", lambda _: parts)
+        paced(pure, monkeypatch)
     with fanwise.watch(fs, pure=pure, queue=TINY if how == "ring" else 256 << 20) as watch:
         for round_ in range(1 if how == "kernel" else 6):
             storm.steps(30)
@@ -48,7 +69,7 @@ def test_paths_told_are_those_on_disk(
             elif how == "stopped":
                 watch.pause()
             else:
-                flood(away, 9_000)
+                overflow(away)
             storm.steps(30)
             if how == "stopped":
                 watch.resume()
@@ -56,7 +77,7 @@ def test_paths_told_are_those_on_disk(
             for _ in range(storm.random.randrange(8)):
                 consumer.take(watch.read(0))
                 storm.steps(3)
-        quiet = 3.5 if how == "kernel" else 0.3  # longer than the drain lets the queue fill
+        quiet = PACE + 0.5 if how == "kernel" else 0.3  # longer than the drain lets the queue fill
         consumer.settle(watch, quiet)
         assert consumer.lost
         assert consumer.repaired
@@ -168,3 +189,87 @@ def test_no_work_is_left_when_it_is_repaired(tmpfs: Path, pure: bool) -> None:
             assert watch.read(1) == []
             seconds.append(time.process_time() - before)
         assert min(seconds) < 0.01, "1 % of a core"
+
+
+def test_a_directory_moved_onto_a_name_that_is_not_listed_yet(
+    tmpfs: Path, pure: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmpfs / "1/2/3/4/target"
+    (target / "there/gone").mkdir(parents=True)
+    (tmpfs / "moved/there").mkdir(parents=True)
+    slow, listed = name_to_handle(os.fsencode(target.parent))[0], threading.Event()
+    real = fanwise.kernel.native.parts(pure)
+
+    def scan_dirs(fd: int, keys: Sequence[bytes], names: bool = False) -> Any:
+        assert not (names and slow in keys) or listed.wait(20)
+        return real.scan_dirs(fd, keys, names)
+
+    parts = real._replace(scan_dirs=scan_dirs)
+    monkeypatch.setattr(sys.modules["fanwise.watch._watch"], "parts", lambda _: parts)
+    consumer = Consumer(tmpfs)
+    consumer.paths = on_disk(tmpfs)
+    with fanwise.watch(tmpfs, pure=pure) as watch:
+        consumer.settle(watch)
+        watch.pause()
+        shutil.rmtree(target)
+        watch.resume()
+        try:
+            while str(tmpfs / "moved/there") not in relisted(consumer.told):
+                consumer.take(watch.read(1))
+            os.rename(tmpfs / "moved", target)
+            while "renamed" not in consumer.told[-1].kinds:
+                consumer.take(watch.read(1))
+        finally:
+            listed.set()
+        consumer.settle(watch)
+        assert consumer.repaired
+        assert consumer.paths == on_disk(tmpfs)
+
+
+def test_what_was_queued_before_a_stop_is_told_before_it(
+    tmpfs: Path, pure: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paced(pure, monkeypatch)
+    (tmpfs / "a/below").mkdir(parents=True)
+    consumer = Consumer(tmpfs)
+    consumer.paths = on_disk(tmpfs)
+    with fanwise.watch(tmpfs, pure=pure) as watch:
+        consumer.settle(watch)
+        until_paced(watch, tmpfs)
+        os.rename(tmpfs / "a", tmpfs / "b")  # waits in the kernel
+        watch.pause()
+        os.rename(tmpfs / "b", tmpfs / "c")
+        watch.resume()
+        consumer.settle(watch)
+        first = [c.kinds[0] for c in consumer.told if c.kinds[0] in ("renamed", "lost")]
+        assert first == ["renamed", "lost"]
+        assert consumer.paths == on_disk(tmpfs)
+
+
+def test_a_move_behind_an_overflow_merged_into_one_before_it(
+    ext4: Path, pure: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_INIT", source._INIT & ~source.FAN_UNLIMITED_QUEUE)
+    paced(pure, monkeypatch)
+    a, b, away = ext4 / "a", ext4 / "b", ext4 / "away"
+    (a / "below").mkdir(parents=True)
+    away.mkdir()
+    consumer = Consumer(ext4)
+    consumer.paths = on_disk(ext4)
+    with fanwise.watch(ext4, pure=pure) as watch:
+        consumer.settle(watch)
+        until_paced(watch, ext4)
+        overflow(away, 12_000)
+        os.rename(a, b)  # late: a merge is sought among the newest only
+        overflow(away)
+        # As if some had been read: there is room again.
+        assert os.read(watch._groups[0].source.fd, 4096)
+        os.rename(b, a)
+        os.rename(a, b)  # goes into the first
+        consumer.settle(watch, PACE + 0.5)
+        assert consumer.lost
+        assert consumer.repaired
+        assert consumer.paths == on_disk(ext4)
+        write(b / "below/probe")
+        told = watch.read(PACE)
+        assert {c.path for c in told} == {str(b / "below/probe")}

@@ -905,14 +905,17 @@ def test_nothing_is_leaked(parts):
             w.d.finish()
         w.d.add(b"".join(recs), 1.0)  # a window that is never finished
 
-    for _ in range(150):  # free lists and caches fill
-        once()
-    gc.collect()
-    before = sys.getallocatedblocks()
-    for _ in range(100):
-        once()
-    gc.collect()
-    assert sys.getallocatedblocks() - before < 90
+    def growth():
+        gc.collect()
+        before = sys.getallocatedblocks()
+        for _ in range(100):
+            once()
+        gc.collect()
+        return sys.getallocatedblocks() - before
+
+    # Free lists and caches of the whole process fill for some hundred rounds, more of them where
+    # little ran before, and threads of others allocate as well. What is leaked grows each time.
+    assert min(growth() for _ in range(6)) < 50
 
 
 def test_in_scope_by_a_flag_set_after_the_record_was_noted(window):

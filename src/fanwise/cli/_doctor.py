@@ -1,4 +1,4 @@
-"""``fanwise doctor``: what can be watched here, tried and not guessed."""
+"""``fanwise doctor``: what can be watched and heard of here, tried and not guessed."""
 
 import os
 from typing import Literal
@@ -9,6 +9,7 @@ import msgspec
 from fanwise import Capabilities, Exit, Feature, NotWatchable, capabilities
 from fanwise.cli._output import Output
 from fanwise.cli._plain import visible
+from fanwise.health import Channel, channels
 
 _SAID = {
     "target_fid": "records that name the object itself",
@@ -17,6 +18,14 @@ _SAID = {
     "open_by_handle": "opening by handle",
     "filesystem_mark": "mark on the whole filesystem",
     "rename": "renames with both names",
+}
+
+_HEALTH = {
+    "fs_error_mark": "errors by fanotify",
+    "tracefs": "error tracepoints",
+    "counters": "error counters",
+    "kmsg": "the kernel's log",
+    "xfs_health_monitor": "XFS health monitor",
 }
 
 
@@ -31,9 +40,10 @@ class Unreachable(
 
 
 class Place(msgspec.Struct, frozen=True, tag="place", tag_field="type"):
-    """A path and what can be done with it."""
+    """A path and what can be done with it. ``health`` are the channels of its errors."""
 
     capabilities: Capabilities
+    health: dict[str, Channel]
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -62,7 +72,7 @@ def command(paths: tuple[str, ...], as_json: bool, schema: bool) -> int:
     places: list[Place | Unreachable] = []
     for path in paths or ("/",):
         try:
-            places.append(Place(capabilities(path)))
+            places.append(Place(capabilities(path), channels(path)))
         except NotWatchable as error:
             places.append(Unreachable(path, error.reason, error.remedy))
     if as_json:
@@ -105,6 +115,10 @@ def _text(places: list[Place | Unreachable]) -> str:
         if found.guarantees:
             lines.append(f"  what {found.rung} keeps:")
         lines += [f"    {name}: {text}" for name, text in found.guarantees.items()]
+        for name, channel in place.health.items():
+            mark = {True: "yes", False: "no ", None: "-  "}[channel.works]
+            why = f": {visible(channel.reason)}" if channel.reason else ""
+            lines.append(f"  {mark}  health: {_HEALTH[name]}{why}")
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -9,6 +9,7 @@ from fanwise import Exit, __version__
 # What each command is and where it lives. Listed here so that --help imports none of them.
 COMMANDS = {
     "watch": ("fanwise.cli._watch:command", "Print what changes below a directory."),
+    "health": ("fanwise.cli._health:command", "Say whether filesystems break, and follow it."),
     "doctor": ("fanwise.cli._doctor:command", "Say what can be watched here, and what cannot."),
     "config": ("fanwise.cli._config:command", "Show, check or print the configuration."),
 }

@@ -387,6 +387,8 @@ class Correlator:
     def _hold(
         self, ledger: Ledger, counters: Ext4Counters, first: bool, at: float, now: float
     ) -> None:
+        # What it had before anybody listened is explained by no record that comes now.
+        since = LONG_AGO if first else now
         points = [counters.last]
         if first and counters.first is not None and counters.last is not None:
             same = (counters.first.ino, counters.first.errno) == (
@@ -418,13 +420,13 @@ class Correlator:
                 case = self._new(ledger, seen, now)
             case.add(seen, now)
             if not known:
-                case.held, case.held_at = case.held + 1, now
+                case.held, case.held_at = case.held + 1, since
             self._touch(ledger, case)
         missing = (ledger.counter or 0) - ledger.counted
         if case is not None and missing > 0:
             if first and counters.last is not None:
                 case.last_seen = max(case.last_seen, float(counters.last.time))
-            case.held, case.held_at = case.held + missing, now
+            case.held, case.held_at = case.held + missing, since
 
     # The incidents have more than the counter, which is right.
     def _cut(self, ledger: Ledger) -> None:

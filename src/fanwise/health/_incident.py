@@ -41,7 +41,7 @@ class Filesystem(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     mounts: tuple[str, ...] = ()
 
 
-class Object(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+class Object(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What is broken, as far as it is known.
 
     ``start`` and ``length`` are bytes of the device. ``path_source`` says how ``path`` was found.
@@ -56,7 +56,7 @@ class Object(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
     length: int | None = None
 
 
-class Location(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+class Location(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """The code that found it: ext4 gives function and line, others a symbol and an offset."""
 
     function: str | None = None

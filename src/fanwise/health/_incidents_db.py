@@ -12,6 +12,7 @@ LIFETIME  that of the store.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -230,10 +231,20 @@ class Incidents:
         (stored,) = self.put_all((record,))
         return stored
 
-    def put_all(self, records: Iterable[Record]) -> list[Stored]:
-        """Write several, all or none, for the price of one wait for the disk; else as `put`."""
+    def put_all(
+        self,
+        records: Iterable[Record],
+        notes: Mapping[str, bytes] = MappingProxyType({}),
+        now: float = 0.0,
+    ) -> list[Stored]:
+        """Write several, all or none, for the price of one wait for the disk; else as `put`.
+
+        ``notes`` are kept with them, as `note` does at the time ``now``.
+        """
         heads = [(dict(record), _head(record)) for record in records]
         with self.store.transaction():
+            for name, body in notes.items():
+                self.note(name, body, now)
             return [self._put(record, head, _key(head)) for record, head in heads]
 
     def _put(self, record: dict[str, Any], head: _Head, key: Key) -> Stored:

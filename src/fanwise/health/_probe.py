@@ -49,7 +49,8 @@ class Probe:
         deadline: float = DEADLINE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._argv = [sys.executable, "-BIS", _CHILD, fstype, os.fsdecode(point)]
+        self.point = os.fsdecode(point)
+        self._argv = [sys.executable, "-BIS", _CHILD, fstype, self.point]
         self._deadline, self._clock = deadline, clock
         self._helper: subprocess.Popen[bytes] | None = None
         self._until = 0.0
@@ -88,6 +89,16 @@ class Probe:
     def until(self) -> float:
         """When the answer is late, by the clock."""
         return self._until
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is asked."""
+        return self.state == "IDLE"
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the answer is late, and this was told."""
+        return self.state == "HUNG"
 
     def answer(self) -> Finding | None:
         """The finding, once; None while there is none yet, and while it goes on hanging."""

@@ -80,11 +80,13 @@ class Directories:
         # What was learnt by looking: key -> (parent key, name), as of the look.
         self.observed: dict[bytes, tuple[bytes | None, bytes]] = {}
         self.hidden: set[bytes] = set()  # moved in what was lost ahead: a look says nothing of them
-        self.unscanned: list[int] = []  # indexes whose subdirectories are wanted
+        # Indexes whose subdirectories are wanted.
+        self.unscanned: dict[int, None] = {}
         self.born = flags.SCANNED  # what is known of a new directory; 0: it is to be listed
         self.entered: list[bytes] = []  # came in from outside, or from nowhere
         # Told of each directory that is put, and whether names in it are still to be learnt.
         self.came: Callable[[int, bool], None] | None = None
+        self.onto: list[tuple[bytes, bytes]] = []  # moved during a repair: (key, new parent's key)
         self.dead: set[bytes] | None = None  # removed while a scan runs; None: no scan
 
     def reset(self) -> list[Root]:
@@ -139,7 +141,7 @@ class Directories:
             self.want_scan(at)
         if self.marks and not self.tree.info(at)[2] & flags.SCANNED:
             self.tree.flag(at, flags.SCANNED, 0)
-            self.unscanned.append(at)
+            self.unscanned[at] = None
         if self.came is not None:
             self.came(at, True)
 
@@ -191,6 +193,11 @@ class Directories:
                 self.tree.flag(each, 0, flags.SCANNED)
                 self.want_scan(each)
 
+    def note_move(self, key: bytes, parent: bytes) -> None:
+        """Note that a directory was given a name: something may be believed below that."""
+        if not self.born:
+            self.onto.append((key, parent))
+
     def inside(self, at: int) -> bool:
         """Say whether what happens in a directory is told."""
         return bool(self.tree.resolve(at)[0] & flags.IN)
@@ -199,13 +206,13 @@ class Directories:
         """Note that the subdirectories of a directory are not known, unless they are."""
         if self.tree.recursive and not self.tree.info(at)[2] & flags.SCANNED and self.inside(at):
             self.tree.flag(at, flags.SCANNED, 0)
-            self.unscanned.append(at)
+            self.unscanned[at] = None
 
     def scan_keys(self, most: int) -> list[bytes]:
         """Take directories to scan."""
         keys: list[bytes] = []
         while self.unscanned and len(keys) < most:
-            at = self.unscanned.pop()
+            at, _ = self.unscanned.popitem()
             try:
                 keys.append(self.tree.info(at)[3])
             except KeyError:

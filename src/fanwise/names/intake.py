@@ -119,12 +119,15 @@ class Intake:
         """What `popped` is when everything that stands here now was taken."""
         return self.popped + len(self._chunks)
 
-    def push_stop(self) -> None:
-        """Queue, behind everything read so far, that the marks were gone for a while."""
+    def push_stop(self, empty: bool) -> None:
+        """Queue, behind everything read so far, that the marks were gone for a while.
+
+        ``empty``: nothing that was raised before is unread.
+        """
         while (chunk := self._next()) is not None:
             self._chunks.append(chunk)
             self.bytes += len(chunk.data)
-        self._chunks.append(Chunk(b"", time.time_ns(), True, 1, "stopped"))
+        self._chunks.append(Chunk(b"", time.time_ns(), empty, 1, "stopped"))
 
     def sync(self) -> bool:
         """Read until the queue is empty: all that was raised before stands here then.

@@ -247,6 +247,22 @@ class Repair:
                 for at in below:
                     self._r.files.hold(at, True)
 
+    def moved(self, moves: list[tuple[bytes, bytes]]) -> None:
+        """Of the directories that a window moved, list what may stand where more is believed.
+
+        A consumer believes things below names that are gone until their directory is listed. What
+        a rename puts there is mixed with those, though it was listed where it came from; and it
+        may take them along to other names.
+        """
+        if self.active and any(self._waits(parent) for _, parent in moves):
+            self.enter(key for key, _ in moves)
+
+    def _waits(self, key: bytes) -> bool:
+        # Not listed yet; or gone, and nobody knows.
+        at = self._r.tree.find(key)
+        waits = key in self._due or key in self._out or key in self._parked
+        return waits or at < 0 or at in self._r.dirs.unscanned or self._r.unread(key)
+
     def _above_roots(self) -> set[bytes]:
         out = set()
         for root in self._r.dirs.roots:

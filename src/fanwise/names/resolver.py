@@ -334,6 +334,10 @@ class Resolver:
 
     # -- learning --
 
+    def unread(self, key: bytes) -> bool:
+        """Say whether a directory could not be read, and is to be tried again."""
+        return key in self._unread
+
     def firsts(self) -> dict[bytes, Record]:
         """For each directory the first record, from here on, that names it as an object."""
         out: dict[bytes, Record] = {}
@@ -494,6 +498,9 @@ class Resolver:
         if self.dirs.entered:
             repair.enter(self.dirs.entered)
             self.dirs.entered.clear()
+        if self.dirs.onto:
+            repair.moved(self.dirs.onto)
+            self.dirs.onto.clear()
         waits = repair.unsettled or self.intake.gap or self.intake.bytes > BEHIND
         if room > 0 and not waits:
             keys = self.dirs.scan_keys(room)
@@ -534,8 +541,9 @@ class Resolver:
     ) -> None:
         """Tell a loss; mend the model where it says what it hit, else scan anew behind the mark."""
         self._say_lost(rows, count, source)
+        unsettled = self.verifier.unsettled()
         if noted is not None:
-            for key, bits in self.verifier.unsettled().items():
+            for key, bits in unsettled.items():
                 noted[key] = noted.get(key, 0) | bits
         self.settler.reset()
         self.verifier.reset()
@@ -545,6 +553,7 @@ class Resolver:
         self.repair.begin()
         if noted is None or not self.repair.mend(rows, noted):
             self._loss_of_all(rows)
+            self.repair.unsettled.update(unsettled)
 
     def _say_lost(self, rows: list[Any], count: int | None, source: str) -> None:
         roots = tuple(root.path for root in self.dirs.roots)
@@ -584,6 +593,8 @@ class Resolver:
         if self.repair.put_off:
             self.decoder.finish()  # what follows belongs to the loss
             return
+        # What was raised behind the gap may be merged into records before it.
+        self.repair.note(self.decoder)
         self._learn([], True, new=True)
 
 

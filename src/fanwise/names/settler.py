@@ -250,6 +250,7 @@ class Settler:
         self.dirs.want_scan(at)
         if new[0] and (old is None or not old[0]):
             self.dirs.entered.append(target)
+        self.dirs.note_move(target, directory2 or b"")
 
     def _behind(
         self,

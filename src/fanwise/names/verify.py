@@ -352,6 +352,7 @@ class Verifier:
         before = self._r.teller.where(*held)
         tree.flag(at, 0, flags.CURRENT)
         tree.move(at, tree.find(way[0]), way[1])
+        self._r.dirs.note_move(key, way[0])
         self._tell(rows, last, RENAME, way, held, key, before)
         self._r.dirs.want_scan(at)
         return held, way

@@ -321,8 +321,7 @@ class Group:
         if not self.follow(mounts(), self._rows):
             return
         if self.rung.marks:
-            self.source.resume(-1)
-            self.resolver.intake.push_stop()
+            self._resume(-1)
             return
         try:
             fd = open_mount(self.mount, AT)
@@ -333,10 +332,16 @@ class Group:
             self.leave("mounted" if self.find(mounts()) else "unmounted")
             return
         try:
-            self.source.resume(fd)
+            self._resume(fd)
         finally:
             os.close(fd)
-        self.resolver.intake.push_stop()
+
+    def _resume(self, fd: int) -> None:
+        # What is still queued is of before: it must be read before the gap, and nothing that is
+        # raised after it be merged into it.
+        empty = bool(self.source.drain.sync(_SYNC_SECONDS))
+        self.source.resume(fd)
+        self.resolver.intake.push_stop(empty)
 
     @property
     def leaving(self) -> bool:

@@ -1,0 +1,349 @@
+"""One look, without listening: the database, the counters as they are, and the mounts.
+
+What the counters have and the database has not is told here as well, and not written: the next
+who listens does that. Nothing is marked, and no trace is made.
+"""
+
+import os
+import select
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from fanwise import config
+from fanwise._errors import FanwiseError, StoreError, StoreMissing
+from fanwise.health import _intake, _places
+from fanwise.health._case import Ledger
+from fanwise.health._correlate import Correlator
+from fanwise.health._engine import LEDGER
+from fanwise.health._filesystems import Filesystems, Known
+from fanwise.health._follow import Selection, Writer, databases, said, writer_of
+from fanwise.health._incident import SEVERITY, Filesystem, Incident, State
+from fanwise.health._incidents_db import SCHEMA, Incidents, Stored
+from fanwise.health._observe import Dev
+from fanwise.health._probe import Finding
+from fanwise.kernel.mounts import mounts
+from fanwise.kernel.stacking import lives_on
+from fanwise.sources.counters import Reading, read
+from fanwise.sources.state import SourceState
+from fanwise.store.database import Store
+
+# Without these, records that tell of errors are missing; the log is the last resort.
+NEEDED = ("fserror", "trace", "counters", "mounts")
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Whether a filesystem is healthy: "healthy", "incidents" (some are open) or "cannot tell".
+
+    ``why`` says what is not known, None when nothing is.
+    """
+
+    verdict: str
+    why: str | None
+
+
+class FilesystemState(msgspec.Struct, frozen=True, kw_only=True, tag="state", tag_field="type"):
+    """A mounted filesystem as it is now.
+
+    ``state`` is the worst that is known of it. ``counters`` are those of the filesystem and of its
+    devices, by name. ``open`` is how many incidents are open. ``listened`` says until when somebody
+    listened to it, in seconds since the epoch, None for never; ``writer`` is who listens now.
+    """
+
+    v: int = 1
+    fs: Filesystem
+    state: State
+    verdict: str
+    why: str | None
+    open: int
+    counters: dict[str, int]
+    listened: float | None
+    writer: Writer | None
+    sources: dict[str, SourceState]
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """An incident and what an operator did: ``acked`` is in seconds since the epoch, or None.
+
+    ``applies`` says how it concerns the paths that were asked about, see `Selection.applies`.
+    """
+
+    incident: Incident
+    acked: float | None
+    applies: str
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a look gave. ``notes`` are what an operator should know of the look itself."""
+
+    filesystems: tuple[FilesystemState, ...]
+    entries: tuple[Entry, ...]
+    writer: Writer | None
+    listened: float | None
+    sources: dict[str, SourceState]
+    notes: tuple[str, ...]
+
+
+def look(
+    *paths: str | os.PathLike[str],
+    settings: config.Health | None = None,
+    since: float | None = None,
+    deadline: float = 5.0,
+) -> Report:
+    """Look at the filesystems of ``paths``, or at all; ``since`` adds incidents that are resolved.
+
+    ``since`` is in seconds since the epoch, ``deadline`` how long a filesystem may take to answer.
+    Raises NoSuchRoot, ConfigError, and StoreError for a database that cannot be read.
+    """
+    settings = settings if settings is not None else config.load().config.health
+    selection = Selection(paths)
+    return _Look(selection, settings, since).run(deadline)
+
+
+class _Look:
+    def __init__(self, selection: Selection, settings: config.Health, since: float | None) -> None:
+        self._selection, self._since = selection, since
+        self._places = databases(settings)
+        self._filesystems = Filesystems(selection.points)
+        self._stored: dict[str, Stored] = {}
+        self._notes: list[str] = []
+        self._readings: dict[Dev, Reading] = {}
+        self._findings: dict[Dev, Finding] = {}
+        self._live = 0
+        self._naming = ""
+        self._correlator = Correlator(new_id=self._new_id)
+
+    # The same at each look, so that `show` finds what the table named.
+    def _new_id(self) -> str:
+        self._live += 1
+        return f"live-{self._naming}-{self._live}"
+
+    def run(self, deadline: float) -> Report:
+        writer = writer_of(self._places[0])
+        listened, points, sources = self._database(writer)
+        self._filesystems.update(mounts())
+        try:
+            self._probe(deadline)
+            for known in self._filesystems.known.values():
+                self._count(known)
+            entries = self._entries()
+            states = tuple(
+                self._state(known, entries, writer, listened, points, sources)
+                for known in self._filesystems.known.values()
+            )
+        finally:
+            self._filesystems.close()
+        return Report(
+            filesystems=states,
+            entries=tuple(entries),
+            writer=writer,
+            listened=listened,
+            sources=sources,
+            notes=tuple(self._notes),
+        )
+
+    def _database(
+        self, writer: Writer | None
+    ) -> tuple[float | None, tuple[str, ...] | None, dict[str, SourceState]]:
+        try:
+            incidents = _places.read(*self._places)
+        except StoreMissing:
+            self._notes.append("nobody ever listened: run fanwise health --follow")
+            return None, None, {}
+        try:
+            for stored in incidents.listing(since=self._since):
+                self._stored[stored.id] = stored
+            for stored in incidents.listing(open_only=True):
+                self._stored[stored.id] = stored
+            self._correlator.restore(
+                msgspec.json.decode(body, type=Ledger)
+                for name, body in incidents.notes().items()
+                if name.startswith(LEDGER) and body
+            )
+            intervals = incidents.listened()
+            listened = intervals[-1].until if intervals else None
+            note = said(incidents)
+        finally:
+            incidents.store.close()
+        if writer is None:
+            if listened is not None:
+                when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(listened))
+                self._notes.append(f"nobody has listened since {when}")
+            return listened, None, {}
+        if note is None:
+            return listened, None, {}
+        for name, state in note.sources.items():
+            if state.state != "up":
+                self._notes.append(f"{name} is {state.state}: {state.reason}")
+        return time.time(), note.points, note.sources
+
+    # All at once, within one deadline.
+    def _probe(self, deadline: float) -> None:
+        until = time.monotonic() + deadline
+        waiting = set(self._filesystems.known)
+        try:
+            while waiting:
+                self._filesystems.ask(time.monotonic(), deadline * 10)
+                for known, finding in self._filesystems.answers():
+                    self._findings[known.dev] = finding
+                    known.found(finding)
+                    waiting.discard(known.dev)
+                left = until - time.monotonic()
+                if not waiting or left <= 0:
+                    break
+                pending = self._filesystems.pending()
+                select.select(pending, (), (), min(left, 1.0))
+        except FanwiseError as error:
+            self._notes.append(str(error))
+        for dev in waiting:
+            self._findings[dev] = Finding("hung")
+
+    def _count(self, known: Known) -> None:
+        self._naming, self._live = known.fs.device, 0
+        now = time.time()
+        correlator = self._correlator
+        ledgers = {ledger.dev: ledger for ledger in correlator.ledgers()}
+        here = ledgers.get(known.dev)
+        if known.fs.uuid is not None and (here is None or here.fs.uuid != known.fs.uuid):
+            for dev, ledger in ledgers.items():
+                mounted = dev in self._filesystems.known
+                if ledger.fs.uuid == known.fs.uuid and not mounted:
+                    correlator.mounted(known.dev, known.fs)
+                    correlator.renumbered(dev, known.dev)
+                    break
+        correlator.mounted(known.dev, known.fs)
+        reading = self._readings[known.dev] = read(known.place)
+        if reading.ext4 is not None:
+            correlator.ext4(known.dev, reading.ext4, now)
+        correlator.btrfs(known.dev, reading.btrfs, now)
+        for mount in known.mounts:
+            correlator.state(known.dev, _intake.state_of(mount), now)
+        correlator.state(known.dev, self._findings[known.dev].state, now, "probe")
+
+    def _entries(self) -> list[Entry]:
+        found = []
+        told = set()
+        for incident in self._correlator.open():
+            told.add(incident.id)
+            applies = self._selection.applies(incident)
+            if applies is not None:
+                stored = self._stored.get(incident.id)
+                acked = None if stored is None else stored.acked
+                found.append(Entry(incident=incident, acked=acked, applies=applies))
+        for stored in self._stored.values():
+            if self._since is None or stored.resolved is None or stored.id in told:
+                continue
+            status = "merged" if stored.record.get("merged_into") else "resolved"
+            record = {**stored.record, "status": status, "resolved": stored.resolution, "count": 0}
+            incident = msgspec.convert(record, Incident)
+            applies = self._selection.applies(incident)
+            if applies is not None:
+                found.append(Entry(incident=incident, acked=stored.acked, applies=applies))
+        return sorted(found, key=lambda entry: (entry.incident.last_seen, entry.incident.id))
+
+    def _state(
+        self,
+        known: Known,
+        entries: Sequence[Entry],
+        writer: Writer | None,
+        listened: float | None,
+        points: tuple[str, ...] | None,
+        sources: dict[str, SourceState],
+    ) -> FilesystemState:
+        mine = [
+            entry.incident
+            for entry in entries
+            if entry.incident.fs.device == known.fs.device and entry.incident.status == "open"
+        ]
+        state: State = "ok"
+        for incident in mine:
+            if SEVERITY[incident.state] > SEVERITY[state]:
+                state = incident.state
+        if points is not None and not set(known.fs.mounts) & set(points):
+            writer, sources = None, {}  # it listens, but not to this one
+        reading = self._readings[known.dev]
+        verdict = self._verdict(known, reading, bool(mine), writer, sources)
+        return FilesystemState(
+            fs=known.fs,
+            state=state,
+            verdict=verdict.verdict,
+            why=verdict.why,
+            open=len(mine),
+            counters=counters_of(reading),
+            listened=listened,
+            writer=writer,
+            sources=sources,
+        )
+
+    def _verdict(
+        self,
+        known: Known,
+        reading: Reading,
+        broken: bool,
+        writer: Writer | None,
+        sources: dict[str, SourceState],
+    ) -> Verdict:
+        lacks = [str(bad.path) + " " + bad.why for bad in reading.garbage]
+        finding = self._findings[known.dev]
+        if finding.state == "unknown":
+            lacks.append(f"it does not answer: {os.strerror(finding.errno)}")
+        counts = reading.ext4 is not None and reading.ext4.errors is not None
+        counts = counts or bool(reading.btrfs)
+        if writer is None and not counts:
+            lacks.append(f"{known.fstype} counts nothing, and nobody listens")
+        elif writer is not None:
+            for name in NEEDED:
+                state = sources.get(name)
+                if state is None or state.state == "down":
+                    reason = None if state is None else state.reason
+                    lacks.append(f"{name} is down" + (f": {reason}" if reason else ""))
+        why = "; ".join(lacks) or None
+        if broken:
+            return Verdict("incidents", why)
+        return Verdict("cannot tell" if lacks else "healthy", why)
+
+
+def counters_of(reading: Reading) -> dict[str, int]:
+    """Return the counters of a reading by name; those that are not told are not there."""
+    found: dict[str, int | None] = {}
+    if reading.ext4 is not None:
+        found["errors"] = reading.ext4.errors
+        found["warnings"] = reading.ext4.warnings
+    for device in reading.btrfs:
+        for kind in ("write", "read", "flush", "corruption", "generation"):
+            found[f"devid {device.id} {kind}"] = getattr(device, kind)
+    for name, block in reading.block.items():
+        found[f"{name} io"] = block.io_errors
+    return {name: count for name, count in found.items() if count is not None}
+
+
+def acknowledge(id: str, *, settings: config.Health | None = None) -> bool:
+    """Say that an operator has seen an incident; False when there is none of this id.
+
+    It is one row, written beside whoever listens. Raises StoreError, and FanwiseError when the
+    database stands on a filesystem that fails.
+    """
+    settings = settings if settings is not None else config.load().config.health
+    for path in databases(settings):
+        if not os.path.lexists(path):
+            continue
+        with Store(path, SCHEMA, "read") as store:
+            incidents = Incidents(store)
+            if incidents.get(id) is None:
+                continue
+            failing = {
+                device
+                for stored in incidents.listing(open_only=True)
+                for device in (
+                    stored.record["fs"]["device"],
+                    *(stored.record["fs"].get("devices") or ()),
+                )
+            }
+        if failing & lives_on(path):
+            raise StoreError(
+                path, "it stands on a filesystem that fails, and is not written to", "repair that"
+            )
+        with Store(path, SCHEMA, "amend") as store:
+            return Incidents(store).ack(id, time.time())
+    return False

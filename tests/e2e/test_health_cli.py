@@ -1,0 +1,614 @@
+"""``fanwise health`` as a process, on filesystems that really break: totals against the superblock.
+
+Each test has a database of its own, and follows its own filesystems only.
+"""
+
+import contextlib
+import http.server
+import json
+import os
+import select
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tests.kernel.conftest import run as must
+from tests.kernel.faults import code_of, fsync, volume
+
+DEADLINE = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _root(cannot_run):
+    if os.geteuid():
+        cannot_run("breaking filesystems needs root")
+
+
+@pytest.fixture
+def tracefs(tmp_path):
+    """A tracefs mount of this test's own; the machine need not have one."""
+    point = tmp_path / "tracefs"
+    point.mkdir()
+    must("mount", "-t", "tracefs", "fanwise-test", str(point))
+    try:
+        yield point
+    finally:
+        must("umount", "--lazy", str(point))
+
+
+@pytest.fixture
+def environ(tmp_path, tracefs):
+    return {
+        "FANWISE_HEALTH_STATE": str(tmp_path / "state"),
+        "FANWISE_HEALTH_SECOND": str(tmp_path / "second.db"),
+        "FANWISE_HEALTH_TRACEFS": str(tracefs),
+        "FANWISE_HEALTH_COUNTERS": "1",
+    }
+
+
+@pytest.fixture
+def follow(fanwise, environ):
+    """Start a follower of some paths; it is ready when this returns."""
+
+    def start(*paths, environ=environ, options=()):
+        running = fanwise("health", "--follow", "--json", *options, *paths, environ=environ)
+        running.ready = running.record()
+        assert running.ready is not None, running.errors()
+        assert (running.ready["type"], running.ready["v"]) == ("ready", 1)
+        return running
+
+    return start
+
+
+@pytest.fixture
+def look(run, environ):
+    """One look: its status, the states and the incidents."""
+
+    def once(*arguments, environ=environ):
+        status, out, err = run("health", "--json", *arguments, environ=environ)
+        lines = [json.loads(line) for line in out.splitlines()]
+        states = [line for line in lines if line["type"] == "state"]
+        return status, states, [line for line in lines if line["type"] == "incident"], err
+
+    return once
+
+
+def tree(point):
+    (point / "d").mkdir()
+    for name in ("f", "g", "h"):
+        (point / "d" / name).write_text("x" * 9000)
+
+
+@contextlib.contextmanager
+def broken(where, *names, **options):
+    """An ext4 in which these files of d have a broken extent header."""
+    with volume("ext4", where, prepare=tree, **options) as it:
+        with it.unmounted():
+            for name in names:
+                it.debugfs(f"sif /d/{name} block[0] 0x1111")
+        yield it
+
+
+def met(it, name):
+    assert code_of((it.point / "d" / name).read_text) == "EUCLEAN"
+
+
+def settled(running, total):
+    """Incidents by id, read until their totals are this sum; the newest record of each."""
+    found = {}
+
+    def enough(record):
+        if record["type"] == "incident":
+            found[record["id"]] = record
+        return sum(r["total"] for r in found.values() if r["status"] == "open") == total
+
+    running.until(enough)
+    return found
+
+
+def instances(tracefs):
+    return [name for name in os.listdir(tracefs / "instances") if name.startswith("fanwise-")]
+
+
+def of_process(tracefs, pid):
+    return [name for name in instances(tracefs) if name.startswith(f"fanwise-{pid}-")]
+
+
+def test_an_error_becomes_an_incident_that_is_told_stored_shown_and_seen(
+    tmp_path, follow, look, run, environ, tracefs
+):
+    with broken(tmp_path, "f") as it:
+        ino = (it.point / "d").stat().st_ino
+        running = follow(it.point)
+        sources = running.ready["sources"]
+        assert {name: sources[name]["state"] for name in sources} == dict.fromkeys(
+            ("fserror", "trace", "counters", "mounts", "kmsg", "database"), "up"
+        )
+        assert of_process(tracefs, running.pid)
+        met(it, "f")
+        record = running.type("incident")
+        assert record["fs"]["mounts"] == [str(it.point)]
+        assert (record["fs"]["fstype"], record["fs"]["device"]) == ("ext4", f"7:{it.dev[1]}")
+        assert len(record["fs"]["uuid"]) == 36
+        assert record["scope"] == "inode"
+        assert record["object"]["ino"] not in (None, ino)
+        assert set(record["object"]) >= {"ino", "gen", "path", "path_source"}
+        assert (record["errno"], record["count"], record["total"]) == ("EUCLEAN", 1, 1)
+        assert record["location"]["function"] == "ext4_ext_check_inode"
+        assert record["location"]["line"] > 0
+        assert record["process"]["pid"] == os.getpid()
+        assert "fserror" in record["channels"]
+        assert "image" in record["advice"]
+        status, states, incidents, err = look(it.point)
+        assert (status, err) == (1, "")
+        (state,) = states
+        assert (state["verdict"], state["open"], state["counters"]["errors"]) == (
+            "incidents", 1, 1,
+        )  # fmt: skip
+        assert state["writer"]["pid"] == running.pid
+        (incident,) = incidents
+        assert (incident["id"], incident["total"]) == (record["id"], 1)
+        assert running.stop()[-1] == {"type": "stopped", "incidents": 1}
+        assert not of_process(tracefs, running.pid)
+
+        status, out, _ = run("health", "show", record["id"], environ=environ)
+        assert status == 0
+        assert "ext4_ext_check_inode" in out
+        assert run("health", "ack", record["id"], environ=environ)[0] == 0
+        assert run("health", "ack", "nothing", environ=environ)[0] == 1
+        (_, _, (incident,), _) = look(it.point)
+        assert incident["acked"] > record["last_seen"]
+        status, out, _ = run("health", it.point, environ=environ)
+        assert status == 1
+        assert "nobody has listened since" in out
+        assert record["id"] in out
+
+        # Repaired: the counter goes back, and the next look says that all is well.
+        it.unmount()
+        subprocess.run(["e2fsck", "-fyp", it.image], capture_output=True)
+        subprocess.run(["e2fsck", "-fy", it.image], capture_output=True)
+        it.mount()
+        assert look(it.point)[:1] == (0,)
+        again = follow(it.point)
+        again.type("sources") if again.ready["sources"]["trace"]["state"] != "up" else None
+        again.stop()
+        status, _, incidents, _ = look("--since", "1h", it.point)
+        assert [(i["id"], i["status"], i["resolved"]) for i in incidents] == [
+            (record["id"], "resolved", "the filesystem was checked")
+        ]
+        assert status == 0
+
+
+def test_a_healthy_filesystem_and_one_that_nobody_can_tell_of(tmp_path, look, follow):
+    with volume("ext4", tmp_path) as it:
+        status, (state,), incidents, _ = look(it.point)
+        assert (status, state["verdict"], incidents) == (0, "healthy", [])
+        assert state["listened"] is None
+    with volume("xfs", tmp_path) as it:
+        status, (state,), incidents, _ = look(it.point)
+        assert (status, state["verdict"]) == (3, "cannot tell")
+        assert "nobody listens" in state["why"]
+        running = follow(it.point)
+        assert look(it.point)[0] == 0
+        running.stop()
+        assert look(it.point)[0] == 3
+
+
+def test_without_tracefs_it_says_so_and_goes_on(tmp_path, follow, look, environ):
+    without = environ | {"FANWISE_HEALTH_TRACEFS": str(tmp_path / "nothing")}
+    with broken(tmp_path, "f") as it:
+        running = follow(it.point, environ=without)
+        trace = running.ready["sources"]["trace"]
+        assert trace["state"] == "down"
+        assert "mount" in trace["reason"]
+        status, (state,), _, _ = look(it.point, environ=without)
+        assert (status, state["verdict"]) == (3, "cannot tell")
+        met(it, "f")
+        record = running.type("incident")
+        assert (record["errno"], record["total"]) == ("EUCLEAN", 1)
+        running.stop()
+
+
+def test_a_restart_in_the_middle_and_a_kill_in_the_middle(tmp_path, follow, look, tracefs):
+    with broken(tmp_path, "f", "g", "h") as it:
+        running = follow(it.point)
+        for _ in range(3):
+            met(it, "f")
+        first = settled(running, 3)
+        running.stop()
+        met(it, "f")  # nobody listens
+        met(it, "g")
+        running = follow(it.point)
+        second = settled(running, 5)
+        assert set(first) <= set(second)
+        for _ in range(7):
+            met(it, "h")
+            met(it, "f")
+        running.type("incident")
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait()
+        assert of_process(tracefs, running.pid), "a killed process cannot remove its instance"
+        met(it, "g")
+        again = follow(it.point)
+        assert not of_process(tracefs, running.pid)
+        third = settled(again, 20)
+        assert it.sysfs("errors_count") == "20"
+        assert set(first) <= set(third)
+        again.stop()
+        status, _, incidents, _ = look(it.point)
+        assert (status, sum(i["total"] for i in incidents)) == (1, 20)
+
+
+def test_killed_at_any_time_the_sum_is_the_superblocks(tmp_path, follow, look):
+    with broken(tmp_path, "f", "g") as it:
+        for n in range(4):
+            running = follow(it.point)
+            stop = threading.Event()
+
+            def storm(stop=stop):
+                while not stop.is_set():
+                    met(it, "f")
+                    met(it, "g")
+
+            thread = threading.Thread(target=storm)
+            thread.start()
+            try:
+                for _ in range(n + 1):
+                    running.type("incident")
+                os.kill(running.pid, signal.SIGKILL)
+                running.wait()
+            finally:
+                stop.set()
+                thread.join()
+            running.close()
+        last = follow(it.point)
+        total = int(it.sysfs("errors_count"))
+        settled(last, total)
+        last.stop()
+        assert sum(i["total"] for i in look(it.point)[2]) == total
+
+
+def test_a_second_follower_reads_what_the_first_writes(tmp_path, follow, fanwise, environ):
+    with broken(tmp_path, "f", "g") as it:
+        first = follow(it.point)
+        met(it, "f")
+        told = first.type("incident")
+        second = fanwise("health", "--follow", "--json", it.point, environ=environ)
+        ready = second.record()
+        assert ready["writer"]["pid"] == first.pid
+        assert ready["sources"]["fserror"]["state"] == "up"
+        assert second.type("incident")["id"] == told["id"]
+        met(it, "g")
+        other = second.type("incident")
+        assert (other["total"], other["count"]) == (1, 1) or other["id"] == told["id"]
+        met(it, "f")
+        second.until(lambda r: r["type"] == "incident" and r["total"] == 2)
+        first.stop()
+        said = second.until(lambda r: r["type"] == "sources")[-1]
+        assert all(source["state"] == "down" for source in said["sources"].values())
+        second.send(signal.SIGTERM)
+        second.rest()
+        assert second.wait() == 0
+        assert f"process {first.pid} (fanwise) listens" in second.errors()
+
+
+def test_two_thousand_errors_of_one_process_and_many_processes(tmp_path, follow, look):
+    with broken(tmp_path, "f", "g") as it:
+        running = follow(it.point)
+        for _ in range(2000):
+            met(it, "f")
+        script = "import sys\ntry: open(sys.argv[1]).read()\nexcept OSError: pass"
+        argv = [sys.executable, "-BIS", "-c", script, str(it.point / "d/g")]
+        for _ in range(4):
+            for child in [subprocess.Popen(argv) for _ in range(15)]:
+                child.wait()
+        found = settled(running, 2060)
+        assert sorted(r["total"] for r in found.values()) == [60, 2000]
+        assert it.sysfs("errors_count") == "2060"
+        running.stop()
+
+
+def test_xfs_and_btrfs(tmp_path, follow, look):
+    with volume("xfs", tmp_path) as one, volume("btrfs", tmp_path, faulty=True) as two:
+        fsync(two.point / "f", b"a" * 65536)
+        running = follow(one.point, two.point)
+        one.shut_down()
+        record = running.type("incident")
+        assert (record["fs"]["fstype"], record["state"]) == ("xfs", "shutdown")
+        assert record["at_least"]
+        two.faults.fail("write", 5)
+        code_of(lambda: fsync(two.point / "f", b"b" * 65536))
+        found = running.until(
+            lambda r: (
+                r["type"] == "incident"
+                and r["fs"]["fstype"] == "btrfs"
+                and "counters" in r["channels"]
+            )
+        )[-1]
+        assert found["errno"] == "EIO"
+        running.stop()
+        status, states, _, _ = look(one.point, two.point)
+        assert status == 1
+        assert {state["fs"]["fstype"]: state["state"] for state in states}["xfs"] == "shutdown"
+
+
+def test_what_is_mounted_later_and_mounted_again(tmp_path, follow, look):
+    with broken(tmp_path, "f", "g") as it:
+        running = follow(it.point)
+        met(it, "f")
+        told = settled(running, 1)
+        it.unmount()
+        it.mount()
+        met(it, "f")
+        met(it, "g")
+        found = settled(running, 3)
+        assert set(told) <= set(found)
+        # An idle follower holds nothing: unmounting works.
+        it.unmount()
+        running.stop()
+        it.mount()
+
+
+def test_two_filesystems_with_one_uuid_keep_their_counts(tmp_path, follow):
+    uuid = "11111111-2222-3333-4444-555555555555"
+    with (
+        broken(tmp_path / "a", "f", mkfs=("-U", uuid)) as one,
+        broken(tmp_path / "b", "f", mkfs=("-U", uuid)) as two,
+    ):
+        running = follow(one.point, two.point)
+        for _ in range(2):
+            met(one, "f")
+        for _ in range(3):
+            met(two, "f")
+        found = settled(running, 5)
+        totals = {r["fs"]["mounts"][0]: r["total"] for r in found.values()}
+        assert totals == {str(one.point): 2, str(two.point): 3}
+        running.stop()
+
+
+def test_a_source_that_goes_down_is_said_and_the_others_go_on(tmp_path, follow, tracefs, look):
+    with broken(tmp_path, "f") as it:
+        running = follow(it.point)
+        (name,) = of_process(tracefs, running.pid)
+        (tracefs / "instances" / name / "tracing_on").write_text("0")
+        said = running.type("sources")["sources"]["trace"]
+        assert (said["state"], "switched" in said["reason"]) == ("down", True)
+        met(it, "f")
+        assert running.type("incident")["errno"] == "EUCLEAN"
+        running.stop()
+
+
+def test_a_path_below_the_mount_point_selects_its_objects_and_the_whole_filesystems(
+    tmp_path, follow, look
+):
+    with broken(tmp_path, "f") as it:
+        bind = tmp_path / "bind"
+        bind.mkdir()
+        must("mount", "--bind", str(it.point / "d"), str(bind))
+        try:
+            running = follow(bind)
+            it.trigger()
+            record = running.type("incident")
+            assert (record["scope"], record["applies"]) == ("fs", "fs")
+            met(it, "f")
+            record = running.until(lambda r: r["type"] == "incident" and r["scope"] == "inode")[-1]
+            assert record["applies"] in ("unknown", "object")
+            running.stop()
+            _, (state,), incidents, _ = look(bind)
+            assert state["fs"]["device"] == record["fs"]["device"]
+            assert {i["applies"] for i in incidents} >= {"fs"}
+        finally:
+            must("umount", str(bind))
+
+
+class Deaf(http.server.BaseHTTPRequestHandler):
+    """Takes what is posted, and answers when the test is over."""
+
+    over = threading.Event()
+
+    def do_POST(self):
+        Deaf.over.wait(DEADLINE)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_hostile_rules_and_a_deaf_webhook(tmp_path, follow, run, environ):
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[rule]]\nname = "x"\nactions = ["none"]\n')
+    status, _, err = run("health", "--follow", "--rules", rules, environ=environ)
+    assert status == 2
+    assert f"{rules}:3:" in err
+    status, _, err = run("health", "--rules", rules, environ=environ)
+    assert (status, "--follow" in err) == (2, True)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Deaf)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    log = tmp_path / "log.jsonl"
+    rules.write_text(
+        f'[action.hook]\nkind = "webhook"\nurl = "http://127.0.0.1:{server.server_port}/"\n'
+        f'tries = 1\nlimit = 1.0\n[action.log]\nkind = "log"\nfile = "{log}"\n'
+        f'[action.run]\nkind = "exec"\nprogram = "/bin/sh"\n'
+        f'arguments = ["-c", "grep SigBlk /proc/self/status > {tmp_path}/mask"]\n'
+        '[[rule]]\nname = "all"\nactions = ["run", "hook", "log"]\nmatch.errno = ["EUCLEAN"]\n'
+    )
+    try:
+        with broken(tmp_path, "f") as it:
+            running = follow(it.point, options=("--rules", rules))
+            met(it, "f")
+            record = running.type("incident")
+            said = running.until(
+                lambda r: r["type"] == "sources" and r["sources"]["actions"]["reason"]
+            )[-1]
+            assert "hook" in said["sources"]["actions"]["reason"]
+            # It may be ended by signals: fanwise blocks none in it.
+            assert int((tmp_path / "mask").read_text().split()[1], 16) == 0
+            assert json.loads(log.read_text().splitlines()[0])["id"] == record["id"]
+            running.stop()
+    finally:
+        Deaf.over.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_metrics_by_http_and_as_a_file(tmp_path, follow, environ):
+    import urllib.request
+
+    file = tmp_path / "fanwise.prom"
+    with broken(tmp_path, "f") as it:
+        with contextlib.closing(__import__("socket").socket()) as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = sock.getsockname()[1]
+        running = follow(it.point, options=("--metrics", str(port), "--textfile", file))
+        met(it, "f")
+        met(it, "f")
+        settled(running, 2)
+        wanted = 'errno="EUCLEAN",scope="inode"} 2'
+        until = time.monotonic() + DEADLINE
+        while time.monotonic() < until:
+            if file.exists() and wanted in file.read_text():
+                break
+            select.select([], [], [], 0.1)
+        text = file.read_text()
+        assert wanted in text
+        assert 'fanwise_health_source_up{source="trace"} 1' in text
+        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+        assert wanted in answer
+        running.stop()
+
+
+def stored(database):
+    """How many errors the incidents in a database have."""
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        return connection.execute("SELECT coalesce(sum(total), 0) FROM incident").fetchone()[0]
+
+
+def eventually(wanted):
+    until = time.monotonic() + DEADLINE
+    while not wanted():
+        assert time.monotonic() < until
+        select.select([], [], [], 0.05)
+
+
+def test_the_failing_filesystem_is_not_written_to(tmp_path, follow, environ, run):
+    with broken(tmp_path, "f") as it:
+        home = environ | {"FANWISE_HEALTH_STATE": str(it.point / "state")}
+        running = follow(it.point, environ=home)
+        met(it, "f")
+        record = running.type("incident")
+        said = running.until(
+            lambda r: r["type"] == "sources" and r["sources"]["database"]["state"] != "up"
+        )[-1]
+        assert "second place" in said["sources"]["database"]["reason"]
+        eventually(lambda: stored(tmp_path / "second.db") == 1)
+        files = [it.point / "state" / f"health.db{side}" for side in ("", "-wal")]
+        before = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        met(it, "f")
+        settled(running, 2)
+        eventually(lambda: stored(tmp_path / "second.db") == 2)
+        running.stop()
+        assert before == [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        status, out, _ = run("health", "--json", it.point, environ=home)
+        assert status == 1
+        assert record["id"] in out
+        assert run("health", "show", record["id"], environ=home)[0] == 0
+        status, _, err = run("health", "ack", record["id"], environ=home)
+        assert (status, err) == (0, "")
+
+
+def test_where_no_place_is_left_memory_keeps(tmp_path, follow, environ):
+    with broken(tmp_path, "f") as it:
+        both = environ | {
+            "FANWISE_HEALTH_STATE": str(it.point / "state"),
+            "FANWISE_HEALTH_SECOND": str(it.point / "second.db"),
+        }
+        running = follow(it.point, environ=both)
+        met(it, "f")
+        said = running.until(
+            lambda r: r["type"] == "sources" and r["sources"]["database"]["state"] != "up"
+        )[-1]
+        assert "memory" in said["sources"]["database"]["reason"]
+        met(it, "f")
+        settled(running, 2)
+        running.stop()
+        assert stored(it.point / "state/health.db") == 0
+
+
+def test_signals_and_a_reader_that_leaves(tmp_path, follow, tracefs):
+    with volume("ext4", tmp_path) as it:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            running = follow(it.point)
+            running.stop(signum)
+        running = follow(it.point)
+        running.process.stdout.close()
+        assert running.wait() == 0
+        assert not of_process(tracefs, running.pid)
+        running.process.stdout = None
+        running.process.stderr.close()
+        running.process.stderr = None
+
+
+def test_not_root_it_says_what_it_cannot_see(tmp_path, fanwise, environ):
+    with broken(tmp_path, "f") as it:
+        met(it, "f")
+        for at in (tmp_path, *tmp_path.parents):
+            if at.stat().st_mode & 0o001 == 0:
+                at.chmod(at.stat().st_mode | 0o011)
+        home = tmp_path / "home"
+        home.mkdir()
+        os.chown(home, 65534, 65534)
+        mine = {
+            "FANWISE_HEALTH_STATE": str(home / "state"),
+            "FANWISE_HEALTH_TRACEFS": environ["FANWISE_HEALTH_TRACEFS"],
+            "FANWISE_HEALTH_COUNTERS": "0.5",
+        }
+        # The tests' interpreter may be in a directory of root's.
+        caps = "+dac_read_search"
+        prefix = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+                  f"--inh-caps={caps}", f"--ambient-caps={caps}")  # fmt: skip
+        running = fanwise("health", "--follow", "--json", it.point, environ=mine, prefix=prefix)
+        ready = running.record()
+        assert ready is not None, running.errors()
+        down = {name for name, s in ready["sources"].items() if s["state"] == "down"}
+        assert down >= {"fserror", "trace"}
+        assert all(ready["sources"][name]["reason"] for name in down)
+        record = running.type("incident")
+        assert (record["total"], record["count_source"]) == (1, "counters")
+        met(it, "f")
+        running.until(lambda r: r["type"] == "incident" and r["total"] == 2)
+        running.stop()
+
+
+def test_schema_and_wrong_usage(run, tmp_path, environ):
+    status, out, _ = run("health", "--schema")
+    assert status == 0
+    assert {"ready", "state", "incident", "sources", "stopped"} == {
+        value["properties"]["type"].get("const") or value["properties"]["type"]["enum"][0]
+        for value in json.loads(out)["$defs"].values()
+        if "type" in value.get("properties", {})
+    }
+    assert run("health", "--since", "yesterday", environ=environ)[0] == 2
+    assert run("health", tmp_path / "nothing", environ=environ)[0] == 1
+    assert run("health", "show", "nothing", environ=environ)[0] == 1
+
+
+def test_names_that_are_hostile(tmp_path, follow, run, environ):
+    where = tmp_path / "a\x1b[31m\nb\udcff"
+    where.mkdir()
+    with broken(where, "f") as it:
+        running = follow(it.point)
+        met(it, "f")
+        record = running.type("incident")
+        assert "\x1b[31m\nb" in record["fs"]["mounts"][0]
+        running.stop()
+        status, out, err = run("health", it.point, environ=environ)
+        assert (status, err) == (1, "")
+        assert "\x1b" not in out
+        assert len(out.splitlines()) >= 3

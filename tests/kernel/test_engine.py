@@ -1,0 +1,250 @@
+"""The engine on real filesystems, in this process: many at once, and hostile company."""
+
+import contextlib
+import errno
+import os
+import subprocess
+import threading
+import time
+
+import msgspec
+import pytest
+
+from fanwise import config
+from fanwise.health._engine import Engine, Sources
+from fanwise.health._incident import Incident
+from fanwise.health._keeping import Keeping
+from fanwise.health._places import Keeper
+from fanwise.health._search import Search
+from fanwise.kernel import fanotify as fan
+from tests.kernel.conftest import run
+from tests.kernel.faults import code_of, fsync, read, volume
+
+SETTINGS = msgspec.structs.replace(config.Health(), counters=0.5, probe=0.3)
+
+
+class Listener:
+    """An engine with a database of its own, and what it told."""
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.incidents = {}
+        self.sources = {}
+
+    def until(self, wanted, seconds=20.0):
+        """Read until it holds, or fail with what there is."""
+        until = time.monotonic() + seconds
+        while not wanted(self):
+            assert time.monotonic() < until, (self.incidents, self.sources)
+            self.take(self.engine.read(0.2))
+        return self
+
+    def take(self, told):
+        for one in told:
+            if isinstance(one, Sources):
+                self.sources = one.sources
+            else:
+                self.incidents[one.id] = one
+
+    def open(self):
+        return [one for one in self.incidents.values() if one.status == "open"]
+
+    def total(self):
+        return sum(one.total for one in self.open())
+
+
+@contextlib.contextmanager
+def listening(where, *points, trace=True, settings=SETTINGS, deadline=5.0):
+    with contextlib.ExitStack() as stack:
+        tracefs = where / "tracefs"
+        tracefs.mkdir(exist_ok=True)
+        if trace:
+            run("mount", "-t", "tracefs", "fanwise-test", str(tracefs))
+            stack.callback(run, "umount", "--lazy", str(tracefs))
+        engine = Engine(
+            Keeping(Keeper(where / "state" / "health.db", where / "second.db")),
+            settings,
+            points=[os.fsencode(point) for point in points],
+            locator=Search(),
+            tracefs=str(tracefs),
+            deadline=deadline,
+        )
+        stack.callback(engine.close)
+        engine.open()
+        it = Listener(engine)
+        it.sources = engine.states()
+        yield it
+
+
+def tree(point):
+    (point / "d").mkdir()
+    for name in ("f", "g"):
+        (point / "d" / name).write_text("x" * 9000)
+
+
+def test_forty_filesystems(tmp_path):
+    with contextlib.ExitStack() as stack:
+        volumes = [
+            stack.enter_context(
+                volume("ext4", tmp_path / str(n), size=8 << 20, mkfs=("-O", "^has_journal"))
+            )
+            for n in range(40)
+        ]
+        at = stack.enter_context(listening(tmp_path, *(v.point for v in volumes)))
+        for _ in range(3):
+            for it in volumes:
+                it.trigger()
+        at.until(lambda at: at.total() == 120)
+        assert [one.total for one in at.open()] == [3] * 40
+        assert {one.fs.mounts[0] for one in at.open()} == {str(v.point) for v in volumes}
+        assert {it.sysfs("errors_count") for it in volumes} == {"3"}
+        assert len({one.fs.uuid for one in at.open()}) == 40
+
+
+def test_a_queue_that_somebody_else_filled(tmp_path):
+    with volume("ext4", tmp_path, size=128 << 20, mkfs=("-N", "40000")) as it:
+        flags = fan.FAN_CLASS_NOTIF | fan.FAN_NONBLOCK | fan.FAN_CLOEXEC
+        other = fan.init(flags | fan.FAN_REPORT_DFID_NAME_TARGET)
+        try:
+            mask = fan.FAN_CREATE | fan.FAN_FS_ERROR
+            fan.mark(other, fan.FAN_MARK_ADD | fan.FAN_MARK_FILESYSTEM, mask, path=str(it.point))
+            with listening(tmp_path, it.point) as at:
+                for n in range(16_500):  # fs.fanotify.max_queued_events is 16,384
+                    os.close(os.open(it.point / f"n{n}", os.O_CREAT | os.O_WRONLY))
+                for _ in range(8):
+                    it.trigger()
+                at.until(lambda at: at.total() == 8)
+                assert at.open()[0].count_source == "fserror.error"
+                assert at.open()[0].lost == 0
+        finally:
+            os.close(other)
+
+
+def test_unmounted_with_a_report_pending(tmp_path):
+    with volume("ext4", tmp_path) as it, listening(tmp_path, it.point) as at:
+        it.trigger()
+        it.trigger()
+        it.unmount()
+        at.until(lambda at: at.total() == 2)
+        assert at.open()[0].fs.mounts == (str(it.point),)
+        it.mount()
+        it.trigger()
+        at.until(lambda at: at.total() == 3)
+        assert len(at.open()) == 1
+
+
+def test_a_counter_that_is_garbage(tmp_path):
+    with volume("ext4", tmp_path) as it, listening(tmp_path, it.point) as at:
+        garbage = tmp_path / "garbage"
+        garbage.write_bytes(b"\xff\x00 many\n")
+        file = f"/sys/fs/ext4/{it.name}/errors_count"
+        run("mount", "--bind", str(garbage), file)
+        try:
+            at.until(lambda at: at.sources["counters"].state == "degraded")
+            assert file in at.sources["counters"].reason
+            it.trigger()
+            at.until(lambda at: at.total() == 1)
+            assert at.open()[0].at_least is False or "fserror" in at.open()[0].channels
+        finally:
+            run("umount", file)
+        at.until(lambda at: at.sources["counters"].state == "up")
+        assert at.total() == int(it.sysfs("errors_count")) == 1
+
+
+def test_a_trace_line_that_is_cut_short(tmp_path):
+    with volume("ext4", tmp_path) as it, listening(tmp_path, it.point) as at:
+        trace = at.engine.channels._trace
+        # The kernel's pipe goes, and another brings what the kernel would never write.
+        ours, theirs = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        os.dup2(ours, trace.filenos()[0], inheritable=False)
+        os.close(ours)
+        try:
+            line = b" python-1 [000] ..... 12.5: ext4_error: dev 7,1 function f line 1\n"
+            os.write(theirs, b"\xff\n" + line[:40] + b"\n" + b" => \n" + line[:30])
+            it.trigger()
+            at.until(lambda at: at.total() == 1)
+            at.until(lambda at: at.sources["trace"].state == "degraded")
+            assert "no sense" in at.sources["trace"].reason
+        finally:
+            os.close(theirs)
+
+
+def test_a_source_that_breaks_is_down_and_the_others_go_on(tmp_path):
+    with volume("ext4", tmp_path) as it, listening(tmp_path, it.point) as at:
+        fd = at.engine.channels._trace.filenos()[0]
+        os.dup2(os.open("/", os.O_RDONLY), fd)  # a directory: EISDIR at each read
+        it.trigger()
+        at.until(lambda at: at.total() == 1)
+        # It is opened anew, as soon as that can be done, and what it lost is said.
+        at.until(lambda at: at.sources["trace"].state == "up")
+        assert at.open()[0].channels[0] == "fserror"
+
+
+def test_a_filesystem_that_does_not_answer(tmp_path):
+    with (
+        volume("ext4", tmp_path, faulty=True, mkfs=("-O", "^has_journal")) as it,
+        listening(tmp_path, it.point, deadline=0.5) as at,
+    ):
+        # The superblock is written by whoever meets an error, and never gets there; meanwhile its
+        # buffer is locked, which the label is read from.
+        meeting = threading.Thread(target=it.trigger)
+        try:
+            it.faults.hang("write")
+            meeting.start()
+            at.until(lambda at: any(one.state == "hung" for one in at.open()))
+            assert sum(one.total for one in at.open() if one.errno == "EUCLEAN") == 1
+        finally:
+            it.faults.clear()
+            meeting.join()
+        at.until(lambda at: not any(one.state == "hung" for one in at.open()))
+
+
+def test_data_that_is_not_written_back(tmp_path):
+    with volume("ext4", tmp_path, faulty=True) as it:
+        fsync(it.point / "f", b"a" * 65536)
+        ino = (it.point / "f").stat().st_ino
+        first, last = it.extent(it.point / "f")
+        with listening(tmp_path, it.point) as at:
+            it.faults.fail("write", errno.EIO, first, last)
+            assert code_of(lambda: fsync(it.point / "f", b"b" * 65536)) == "EIO"
+            at.until(
+                lambda at: any(
+                    one.object.ino == ino and one.errno == "EIO" and one.object.path
+                    for one in at.open()
+                )
+            )
+            (one,) = [one for one in at.open() if one.object.ino == ino]
+            assert one.operation == "data write-back"
+            assert one.object.path == str(it.point / "f")
+            assert "told" not in (one.text or "")
+            it.faults.clear()
+
+
+def test_a_reading_error_of_data_names_the_device(tmp_path):
+    with volume(
+        "ext4", tmp_path, faulty=True, prepare=lambda p: fsync(p / "f", b"a" * 65536)
+    ) as it:
+        first, last = it.extent(it.point / "f")
+        with listening(tmp_path, it.point) as at:
+            it.faults.fail("read", errno.EIO, first, last)
+            subprocess.run(["blockdev", "--flushbufs", it.device], check=True)
+            assert code_of(lambda: read(it.point / "f")) == "EIO"
+            at.until(lambda at: at.open())
+            (one,) = at.open()
+            assert (one.scope, one.errno, one.fs.fstype) == ("device", "EIO", "ext4")
+            it.faults.clear()
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])
+def test_an_idle_listener_holds_nothing_and_says_nothing(kind, tmp_path):
+    with volume(kind, tmp_path) as it, listening(tmp_path, it.point) as at:
+        told = []
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            told += at.engine.read(0.2)
+        assert [one for one in told if isinstance(one, Incident)] == []
+        it.unmount()
+        at.engine.read(0.5)
+        it.mount()
+        at.engine.read(0.5)
+        assert at.engine.open_incidents() == []
