@@ -55,6 +55,7 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     )
     pure: bool = False
     who: bool = False
+    index: bool = False
 
 
 Seconds = Annotated[float, msgspec.Meta(ge=0.1, le=86400)]
@@ -121,6 +122,9 @@ pure = false
 
 # Tell which process did each change: its name, executable, user and cgroup.
 who = false
+
+# Keep every name with its size and times, and tell after a loss what differs.
+index = false
 
 [health]
 # Directory of the database of incidents. Empty: /var/lib/fanwise for root, else the user's own

@@ -3,6 +3,8 @@
 import ctypes
 import errno
 import os
+import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fanwise.kernel import _pure_scan
+from fanwise.kernel.contract import LISTED, LISTED_DIR, LISTED_HIDDEN
 from fanwise.kernel.handles import name_to_handle
 from tests.kernel.conftest import mounted
 from tests.wire.twins import PURE, native_parts
@@ -276,6 +279,185 @@ def test_names(scan, point, mount_fd):
         b"dir/", b"empty/", b"file", b"link", b"fifo", b"\xff\n"
     }  # fmt: skip
     assert lists[1][1] == b""
+
+
+HEAD = struct.calcsize(LISTED)
+
+
+def unpacked(listing):
+    """name -> (identity, size, mtime, ctime, flags)"""
+    out, at = {}, 0
+    while at < len(listing):
+        *data, length, padding = struct.unpack_from(LISTED, listing, at)
+        name = listing[at + HEAD : at + HEAD + length]
+        assert (len(name), padding, name in out) == (length, 0, False)
+        out[name] = tuple(data)
+        at += HEAD + length
+    return out
+
+
+def born(path):
+    """The birth time in ns; Python does not tell it."""
+    run = ["stat", "-c", "%.9W", path]
+    seconds, _, ns = subprocess.run(run, capture_output=True, check=True).stdout.partition(b".")
+    return int(seconds) * 10**9 + int(ns)
+
+
+def identity(path):
+    return os.lstat(path).st_ino ^ born(path) * 0x9E3779B97F4A7C15 % 2**64
+
+
+def seen(path, identities=True):
+    """What a listing must say of a directory."""
+    with os.scandir(os.fsencode(path)) as entries:
+        found = {entry.name: (entry.path, entry.stat(follow_symlinks=False)) for entry in entries}
+    return {
+        name: (identity(where) if identities else 0,
+               s.st_size, s.st_mtime_ns, s.st_ctime_ns, int(stat.S_ISDIR(s.st_mode)))
+        for name, (where, s) in found.items()
+    }  # fmt: skip
+
+
+def test_entries(scan, point, mount_fd):
+    """Each name with its own inode, size and times; of a symbolic link those of the link."""
+    (point / "dir" / "sub").mkdir(parents=True)
+    (point / "empty").mkdir()
+    (point / "file").write_bytes(b"x" * 4321)
+    os.truncate(point / "file", 1 << 40)
+    os.utime(point / "file", ns=(1, 1_234_567_890_123_456_789))
+    (point / "old").touch()
+    os.utime(point / "old", ns=(0, -1_500_000_000))
+    os.link(point / "file", point / "hard")
+    (point / "link").symlink_to("dir")
+    (point / "dangling").symlink_to("nowhere")
+    os.mkfifo(point / "fifo")
+    os.close(os.open(os.fsencode(point) + b"/\xff\n", os.O_CREAT | os.O_WRONLY))
+    os.close(os.open(os.fsencode(point) + b"/" + b"n" * 255, os.O_CREAT | os.O_WRONLY))
+    gone = key(point / "dir")[:-1] + b"\x7f"
+    keys = [key(point), gone, key(point / "empty"), key(point / "dir")]
+    found, failed, lists = scan(mount_fd, keys, 2)
+    plain = scan(mount_fd, keys)
+    assert (found, failed) == plain[:2]
+    assert [k for k, _ in lists] == [keys[0], keys[2], keys[3]]
+    assert [unpacked(listing) for _, listing in lists] == [
+        seen(point), {}, seen(point / "dir")
+    ]  # fmt: skip
+
+
+def test_entries_of_a_large_directory(scan, point, mount_fd):
+    for number in range(3_000):
+        (point / f"{number:04d}{'x' * 100}").touch()
+    _, _, lists = scan(mount_fd, [key(point)], 2)
+    told = unpacked(lists[0][1])
+    assert {name: (0, *data[1:]) for name, data in told.items()} == seen(point, False)
+    assert len({data[0] for data in told.values()}) == len(told)
+
+
+def test_another_file_in_place_of_one_has_another_identity(scan, point, mount_fd):
+    """Also where the filesystem gives it the same inode (ext4)."""
+
+    def look():
+        return unpacked(scan(mount_fd, [key(point)], 2)[2][0][1])
+
+    for make, drop in ((Path.touch, Path.unlink), (Path.mkdir, Path.rmdir)):
+        make(point / "name")
+        one = look()
+        assert look() == one
+        os.chmod(point / "name", 0o700)
+        os.rename(point / "name", point / "name2")
+        assert look()[b"name2"][0] == one[b"name"][0]
+        drop(point / "name2")
+        make(point / "name")
+        assert look()[b"name"][0] != one[b"name"][0]
+        drop(point / "name")
+
+
+def test_times_beyond_the_range_are_those_of_its_ends(scan, tmp_path):
+    with mounted("tmpfs", tmp_path) as point:
+        (point / "late").touch()
+        (point / "early").touch()
+        os.utime(point / "late", (0, 2**62))
+        os.utime(point / "early", (0, -(2**62)))
+        fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            told = unpacked(scan(fd, [key(point)], 2)[2][0][1])
+        finally:
+            os.close(fd)
+    assert (told[b"early"][2], told[b"late"][2]) == (-(2**63), 2**63 - 1)
+
+
+def test_what_a_mount_lies_over_is_hidden(scan, point, mount_fd):
+    for name in ("over", "plain"):
+        (point / name).mkdir()
+    for name in ("file", "same"):
+        (point / name).write_text(name)
+    before = seen(point)
+    over = [("-t", "tmpfs", "inner"), ("--bind", "/etc/hostname"), ("--bind", point / "plain")]
+    where = [point / "over", point / "file", point / "plain"]
+    done = []
+    try:
+        for how, at in zip(over, where, strict=True):
+            subprocess.run(["mount", *how, at], check=True)
+            done.append(at)
+        found, _, lists = scan(mount_fd, [key(point)], 2)
+    finally:
+        for at in done:
+            subprocess.run(["umount", at], check=True)
+    hidden = {
+        b"over": (0, 0, 0, 0, LISTED_HIDDEN | LISTED_DIR),
+        b"plain": (0, 0, 0, 0, LISTED_HIDDEN | LISTED_DIR),
+        b"file": (0, 0, 0, 0, LISTED_HIDDEN),
+    }
+    assert unpacked(lists[0][1]) == before | hidden
+    assert {name for _, _, name, _ in found} <= {b"lost+found"}
+
+
+REFUSED_LOOK = """
+import os, sys
+from tests.kernel import refusals
+from fanwise.kernel import handles, native
+scan = native.parts(pure=sys.argv[2] == "pure").scan_dirs
+fd = os.open(sys.argv[1], os.O_RDONLY)
+key = handles.name_to_handle(sys.argv[1])[0]
+refusals.NUMBERS["statx"] = {"x86_64": 332, "aarch64": 291}[os.uname().machine]
+refusals.install_filter(["statx"], int(sys.argv[3]))
+print(scan(fd, [key], 2)[2][0][1].hex())
+"""
+
+
+@pytest.mark.parametrize("which", ["native", "pure"])
+@pytest.mark.parametrize(
+    ("code", "there"),
+    [(errno.EACCES, True), (errno.EIO, True), (errno.ENOENT, False), (errno.ESTALE, False)],
+)
+def test_what_cannot_be_looked_at_is_no_deletion(cannot_run, tmp_path, which, code, there):
+    native_parts(cannot_run)
+    with mounted("tmpfs", tmp_path) as point:
+        (point / "d").mkdir()
+        (point / "f").touch()
+        done = subprocess.run(
+            [sys.executable, "-c", REFUSED_LOOK, point, which, str(code)],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.stderr == ""
+    hidden = {b"d": (0, 0, 0, 0, LISTED_HIDDEN | LISTED_DIR), b"f": (0, 0, 0, 0, LISTED_HIDDEN)}
+    assert unpacked(bytes.fromhex(done.stdout)) == (hidden if there else {})
+
+
+def test_entries_are_the_same_in_both(cannot_run, point, mount_fd):
+    for number in range(50):
+        (point / f"d{number % 7}" / f"e{number}").mkdir(parents=True)
+        (point / f"d{number % 5}" / f"f{number}").write_bytes(bytes(number))
+    keys = [key(point), *(key(point / f"d{number}") for number in range(7))]
+    assert native_parts(cannot_run).scan_dirs(mount_fd, keys, 2) == PURE.scan_dirs(
+        mount_fd, keys, 2
+    )
+
+
+@pytest.mark.parametrize("names", [-1, 3])
+def test_what_is_no_kind_of_listing(scan, point, mount_fd, names):
+    with pytest.raises(ValueError, match="names: 0, 1 or 2"):
+        scan(mount_fd, [key(point)], names)
 
 
 def test_the_lock_is_free_meanwhile(cannot_run, point, mount_fd):

@@ -9,11 +9,12 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from fanwise.kernel import native  # noqa: E402
-from tests.wire import test_decode_fuzz as fuzz, test_tree as tree  # noqa: E402
+from tests.wire import test_decode_fuzz as fuzz, test_index as index, test_tree as tree  # noqa: E402
 
 TESTS = ("tests/wire", "tests/kernel/test_scan_dirs.py", "tests/kernel/test_drain_kernel.py")
 BOUNDS = (
     "tests/wire/test_tree.py::test_long_paths_do_not_pile_up",
+    "tests/wire/test_index.py::test_memory_for_a_million_names",
     "tests/wire/test_drain.py::test_an_emptied_ring_gives_its_pages_back",
     "tests/kernel/test_drain_kernel.py::test_memory_stays_within_the_ring",
 )
@@ -46,6 +47,7 @@ def main() -> int:
         fuzz.run(300, fuzz.check_refused, fuzz.REFUSED, parts)
         fuzz.storm(parts, rounds)
         tree.same_under(parts, 60, 60)
+        index.same_under(parts, 60, 60)
         rounds += 1
     print(f"sanitizers: {rounds} rounds of fuzzing, nothing found")
     return 0

@@ -28,6 +28,7 @@ def test_defaults(tmp_path):
     assert "opened" not in loaded.config.watch.kinds
     assert loaded.config.watch.pure is False
     assert loaded.config.watch.who is False
+    assert loaded.config.watch.index is False
     assert set(loaded.origins.values()) == {"default"}
 
 
@@ -51,6 +52,7 @@ def test_flags_over_environment_over_file_over_defaults(write):
         "watch.kinds": "default",
         "watch.pure": f"{file}:5",
         "watch.who": "default",
+        "watch.index": "default",
     }
 
 
@@ -87,7 +89,12 @@ def test_where_the_file_is_looked_for(tmp_path, write):
     ("text", "line", "reason", "remedy"),
     [
         ("[watch]\n\nqueu = 1\n", 3, "unknown key 'queu' in [watch]", "did you mean 'queue'?"),
-        ("[watch]\nzzz = 1", 2, "unknown key 'zzz'", "valid are: queue, exclude, kinds, pure, who"),
+        (
+            "[watch]\nzzz = 1",
+            2,
+            "unknown key 'zzz'",
+            "valid are: queue, exclude, kinds, pure, who, index",
+        ),
         ("\n[wtach]\n", 2, "unknown section 'wtach'", "did you mean 'watch'?"),
         ("watch = 3", 1, "watch is a section, not a value", "write [watch]"),
         ("[[watch]]", 1, "watch is a section, not a value", "write [watch]"),

@@ -65,14 +65,20 @@ class ChangeLine(
     path_b64: str | None = None
     old_path_b64: str | None = None
     process: Process | None = None
+    inferred: bool = False
 
 
-class Lost(msgspec.Struct, frozen=True, tag="lost", forbid_unknown_fields=True):
-    """Changes below ``roots`` were lost: ``count`` records, or null when nobody counted."""
+class Lost(msgspec.Struct, frozen=True, tag="lost", omit_defaults=True, forbid_unknown_fields=True):
+    """Changes below ``roots`` were lost: ``count`` records, or null when nobody counted.
+
+    ``baseline``, with --index, is there when that was before ``scanned``: what changed in
+    directories that had not been listed by then is not told.
+    """
 
     roots: tuple[str, ...]
     count: int | None
     source: Literal["ring", "kernel", "stopped"]
+    baseline: Literal["incomplete"] | None = None
 
 
 class Relisted(
@@ -94,11 +100,17 @@ class Relisted(
     names_b64: tuple[str, ...] | None = None
 
 
-class Repaired(msgspec.Struct, frozen=True, tag="repaired", forbid_unknown_fields=True):
-    """Every directory that a loss hit was told: ``changes`` is how many changes that took."""
+class Repaired(
+    msgspec.Struct, frozen=True, tag="repaired", omit_defaults=True, forbid_unknown_fields=True
+):
+    """Every directory that a loss hit was told: ``changes`` is how many changes that took.
+
+    ``baseline`` as in ``lost``.
+    """
 
     roots: tuple[str, ...]
     changes: int
+    baseline: Literal["incomplete"] | None = None
 
 
 class Stopped(msgspec.Struct, frozen=True, tag="stopped", forbid_unknown_fields=True):
@@ -156,17 +168,18 @@ def changes_to_lines(changes: Sequence[Change]) -> bytes:
 def _one(change: Change) -> bytes:
     if change.source is not None:
         roots = tuple(map(_readable, change.roots or ()))
-        return line(Lost(roots, change.count, change.source))  # type: ignore[arg-type]
+        return line(Lost(roots, change.count, change.source, change.baseline))  # type: ignore[arg-type]
     if change.names is not None:
         return line(_relisted(change))
     if change.kinds == ("repaired",):
-        return line(Repaired(tuple(map(_readable, change.roots or ())), change.count or 0))
+        roots = tuple(map(_readable, change.roots or ()))
+        return line(Repaired(roots, change.count or 0, change.baseline))  # type: ignore[arg-type]
     try:
         return _encoder.encode(change) + b"\n"
     except UnicodeEncodeError:
         pass
     fields = msgspec.structs.asdict(change)
-    for name in ("roots", "count", "source", "names"):  # of losses only
+    for name in ("roots", "count", "source", "names", "baseline"):  # of losses only
         del fields[name]
     for name in ("path", "old_path"):
         text = fields[name]

@@ -38,20 +38,23 @@ def text(change: Change, kinds: str | None = None) -> str:
     # Seconds are enough to convert once: changes come in bursts.
     when = f"{_clock(int(change.time))}.{int(change.time % 1 * 1000):03}"
     if change.source is not None:
-        roots = ", ".join(map(visible, change.roots or ()))
         count = "an unknown number of" if change.count is None else f"{change.count:,}"
         label = kinds or f"{'LOST':{_KINDS_WIDTH}}"
-        return f"{when}  {label} {'':7}  {count} records below {roots} ({change.source})"
+        return f"{when}  {label} {'':7}  {count} records below {_of(change)} ({change.source})"
     if change.kinds == ("repaired",):
-        roots = ", ".join(map(visible, change.roots or ()))
         label = kinds or f"{'repaired':{_KINDS_WIDTH}}"
-        return f"{when}  {label} {'':7}  {change.count or 0:,} changes told of {roots}"
+        return f"{when}  {label} {'':7}  {change.count or 0:,} changes told of {_of(change)}"
     label = kinds or f"{' '.join(change.kinds):{_KINDS_WIDTH}}"
     slash = "/" if change.is_dir and change.path != "/" else ""
     path = visible(change.path) + slash
     if change.old_path is not None:
         path = f"{visible(change.old_path)}{slash} -> {path}"
     return f"{when}  {label} {change.pid or '-':>7}  {path}{_remarks(change)}{_by(change)}"
+
+
+def _of(change: Change) -> str:
+    roots = ", ".join(map(visible, change.roots or ()))
+    return roots + (", baseline incomplete" if change.baseline is not None else "")
 
 
 def column(kinds: tuple[str, ...]) -> str:
@@ -93,6 +96,8 @@ def _remarks(change: Change) -> str:
         remarks.append("name deleted before")
     if change.exists is not None:
         remarks.append("exists" if change.exists else "gone")
+    if change.inferred:
+        remarks.append("inferred")
     if change.correction:
         remarks.append("correction")
     if change.path_source != "exact":

@@ -40,6 +40,7 @@ _OF_MOUNTS = ("mounted", "unmounted")  # told of a root whatever is asked for, s
     "--ignore-pid", type=int, multiple=True, metavar="PID", help="Leave out what a process does."
 )
 @click.option("--who", is_flag=True, help="Tell the process: name, executable, user, cgroup.")
+@click.option("--index", is_flag=True, help="Keep every name; after a loss, tell what differs.")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of a line, and nothing else.")
 @click.pass_obj
 def command(
@@ -54,6 +55,7 @@ def command(
     one_file_system: bool,
     ignore_pid: tuple[int, ...],
     who: bool,
+    index: bool,
     schema: bool,
 ) -> int:
     """Print what changes at and below each PATH, until SIGINT or SIGTERM.
@@ -74,6 +76,7 @@ def command(
         "watch.queue": queue,
         "watch.pure": pure or None,
         "watch.who": who or None,
+        "watch.index": index or None,
     }
     settings = config.load(file, flags=flags).config.watch
     changes = watch(
@@ -86,6 +89,7 @@ def command(
         pure=settings.pure or None,
         who=settings.who,
         mounts=not one_file_system,
+        index=settings.index,
     )
     signals = Signals(changes.pause)
     signals.start()

@@ -26,18 +26,8 @@ enum { /* notes on an object */
     N_TWICE = 256, /* named again after a deletion, or created while it had a name */
     N_DIR = 128 };
 
-typedef struct {
-    const uint8_t *p;
-    uint32_t n;
-} span;
-
-typedef struct {
-    uint64_t mask;
-    int32_t pid;
-    uint32_t len;
-    span dir, name, dir2, name2, target;
-    int has_name; /* DFID_NAME or OLD_DFID_NAME was there */
-} rec;
+typedef fw_span span;
+typedef fw_record rec;
 
 typedef struct {
     span key, deldir, delname; /* the name last deleted in this window */
@@ -76,7 +66,7 @@ typedef struct {
 
 /* The record at off; NULL, or what is wrong with it. Lengths are multiples of 4, as the kernel makes
  * them (FANOTIFY_EVENT_ALIGN), so an info header always fits. A handle of no bytes is no handle. */
-static const char *parse(const uint8_t *b, size_t n, size_t off, rec *r)
+const char *fw_parse(const uint8_t *b, size_t n, size_t off, rec *r)
 {
     if (n - off < 24)
         return "record header is cut short";
@@ -139,7 +129,7 @@ static const char *parse(const uint8_t *b, size_t n, size_t off, rec *r)
     return NULL;
 }
 
-static int decode_error(size_t off, const char *why)
+int fw_decode_error(size_t off, const char *why)
 {
     PyObject *m = PyImport_ImportModule("fanwise._errors");
     PyObject *type = m ? PyObject_GetAttrString(m, "DecodeError") : NULL;
@@ -158,7 +148,7 @@ static int same(span a, span b)
 }
 
 /* An event on a directory itself: name "." (or a DFID without a name). */
-static int is_self(const rec *r)
+int fw_is_self(const rec *r)
 {
     return r->has_name && !r->target.n && (!r->name.n || (r->name.n == 1 && r->name.p[0] == '.'));
 }
@@ -266,7 +256,7 @@ static int take_note(decoder *d, const rec *r, size_t ci, size_t off)
             any |= !out;
         }
     }
-    if (is_self(r)) {
+    if (fw_is_self(r)) {
         if (r->dir.n && r->mask & DELETE_SELF) {
             note *t = note_get(d, r->dir);
             if (!t)
@@ -338,9 +328,9 @@ static PyObject *decoder_add(PyObject *self, PyObject *const *a, Py_ssize_t na)
     rec r;
     const uint8_t *b = (const uint8_t *)p;
     for (size_t off = 0; off < (size_t)n; off += r.len) { /* whole chunk, or none of it */
-        const char *why = parse(b, (size_t)n, off, &r);
+        const char *why = fw_parse(b, (size_t)n, off, &r);
         if (why) {
-            decode_error(off, why);
+            fw_decode_error(off, why);
             return NULL;
         }
     }
@@ -357,12 +347,21 @@ static PyObject *decoder_add(PyObject *self, PyObject *const *a, Py_ssize_t na)
     d->chunks[d->nchunks++] = (chunk){a[0], a[1], b, (size_t)n};
     uint32_t before = d->records;
     for (size_t off = 0; off < (size_t)n; off += r.len) {
-        parse(b, (size_t)n, off, &r);
+        fw_parse(b, (size_t)n, off, &r);
         if (take_note(d, &r, d->nchunks - 1, off) < 0)
             return NULL;
         d->records++;
     }
     return PyLong_FromUnsignedLong(d->records - before);
+}
+
+int fw_window_chunk(PyObject *self, size_t i, span *ret)
+{
+    const decoder *d = (const decoder *)self;
+    if (i >= d->nchunks)
+        return 0;
+    *ret = (span){d->chunks[i].p, (uint32_t)d->chunks[i].n};
+    return 1;
 }
 
 static PyObject *bytes_of(span s)
@@ -451,7 +450,7 @@ static int replay(const decoder *d, places *t, uint8_t *doubt)
         const chunk *c = &d->chunks[i];
         rec r;
         for (size_t off = 0; off < c->n; off += r.len) {
-            parse(c->p, c->n, off, &r);
+            fw_parse(c->p, c->n, off, &r);
             if (!(r.mask & NAMED) || !r.target.n)
                 continue;
             const note *n = note_find(d, r.target);
@@ -586,7 +585,7 @@ static PyObject *decoder_dir_records(PyObject *self, PyObject *unused)
     for (size_t k = 0; l && k < d->ndirrecs; k++) {
         const chunk *c = &d->chunks[d->dirrecs[k] >> 32];
         rec r;
-        parse(c->p, c->n, (size_t)(d->dirrecs[k] & 0xffffffffu), &r);
+        fw_parse(c->p, c->n, (size_t)(d->dirrecs[k] & 0xffffffffu), &r);
         PyObject *o = record_tuple(&r, c->time, (span){NULL, 0});
         if (!o || PyList_Append(l, o) < 0)
             Py_CLEAR(l);
@@ -613,7 +612,7 @@ static PyObject *some_records(decoder *d, PyObject *wanted, int by_directory)
         const chunk *c = &d->chunks[i];
         rec r;
         for (size_t off = 0; l && off < c->n; off += r.len) {
-            parse(c->p, c->n, off, &r);
+            fw_parse(c->p, c->n, off, &r);
             if (!(r.mask & NAMED) || !r.target.n)
                 continue;
             int in = 0;
@@ -767,7 +766,7 @@ static span victim_of(const decoder *d, const rec *ren)
             continue;
         }
         rec r;
-        parse(c->p, c->n, off, &r);
+        fw_parse(c->p, c->n, off, &r);
         off += r.len;
         left--;
         if (r.pid != ren->pid || r.mask & Q_OVERFLOW)
@@ -853,7 +852,7 @@ static int step(decoder *d, const rec *r, PyObject *time, PyObject *rows)
     }
     int quiet = d->npids && ignored(d, r->pid);
     uint32_t id = find(d, r->dir);
-    if (is_self(r)) {
+    if (fw_is_self(r)) {
         if (r->mask & (ATTRIB | DELETE_SELF))
             return STOP_SELF;
         if (!bits || quiet)
@@ -980,7 +979,7 @@ static PyObject *decoder_decode(PyObject *self, PyObject *limit)
     for (Py_ssize_t seen = 0; seen < most * 8 && PyList_Size(rows) < most && cursor(d); seen++) {
         const chunk *c = &d->chunks[d->at];
         rec r;
-        parse(c->p, c->n, d->off, &r);
+        fw_parse(c->p, c->n, d->off, &r);
         stop = step(d, &r, c->time, rows);
         if (stop)
             break;
@@ -1004,7 +1003,7 @@ static PyObject *decoder_record(PyObject *self, PyObject *unused)
     }
     const chunk *c = &d->chunks[d->at];
     rec r;
-    parse(c->p, c->n, d->off, &r);
+    fw_parse(c->p, c->n, d->off, &r);
     return record_tuple(&r, c->time, d->victim);
 }
 
@@ -1017,7 +1016,7 @@ static PyObject *decoder_peek(PyObject *self, PyObject *unused)
     if (!cursor(d))
         Py_RETURN_NONE;
     size_t ci = d->at, off = d->off;
-    parse(d->chunks[ci].p, d->chunks[ci].n, off, &first);
+    fw_parse(d->chunks[ci].p, d->chunks[ci].n, off, &first);
     off += first.len;
     for (int left = 64; left && ci < d->nchunks;) {
         const chunk *c = &d->chunks[ci];
@@ -1026,7 +1025,7 @@ static PyObject *decoder_peek(PyObject *self, PyObject *unused)
             off = 0;
             continue;
         }
-        parse(c->p, c->n, off, &r);
+        fw_parse(c->p, c->n, off, &r);
         if (r.pid == first.pid)
             return record_tuple(&r, c->time, (span){NULL, 0});
         off += r.len;
@@ -1044,7 +1043,7 @@ static PyObject *decoder_advance(PyObject *self, PyObject *unused)
     if (cursor(d)) {
         const chunk *c = &d->chunks[d->at];
         rec r;
-        parse(c->p, c->n, d->off, &r);
+        fw_parse(c->p, c->n, d->off, &r);
         d->off += r.len;
         d->victim = (span){NULL, 0};
     }

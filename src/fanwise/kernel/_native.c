@@ -4,7 +4,8 @@
 
 static int fw_exec(PyObject *m)
 {
-    if (fw_add_drain(m) < 0 || fw_add_tree(m) < 0 || fw_add_decoder(m) < 0 || fw_add_scan(m) < 0)
+    if (fw_add_drain(m) < 0 || fw_add_tree(m) < 0 || fw_add_decoder(m) < 0 ||
+        fw_add_index(m) < 0 || fw_add_scan(m) < 0)
         return -1;
     return 0;
 }

@@ -1,18 +1,31 @@
 """scan_dirs, mark_dirs and present_in in Python: the twins of `_scan.c`, with the same answers."""
 
+import ctypes
 import errno
 import os
 import stat
+import struct
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from fanwise._errors import FanwiseError, NotWatchable
 
+from .contract import LISTED, LISTED_DIR, LISTED_HIDDEN
 from .handles import identify, name_to_handle, open_by_handle
-from .libc import last_error, libc
+from .libc import AT_NO_AUTOMOUNT, last_error, libc
+
+_AT_SYMLINK_NOFOLLOW = 0x100
+_STATX_BASIC_STATS = 0x7FF
+_STATX_BTIME = 0x800
+_ATTR_MOUNT_ROOT = 0x2000
+# Of struct statx: mask, attributes, mode, ino, size; btime, ctime and mtime in seconds and ns.
+_statx = struct.Struct("=I4xQ12xH2xQQ16x16xqI4xqI4xqI").unpack_from
+_buffer = ctypes.c_char * 256
+_pack = struct.Struct(LISTED).pack
 
 
 def scan_dirs(
-    mount_fd: int, keys: Sequence[bytes], names: bool = False
+    mount_fd: int, keys: Sequence[bytes], names: int = 0
 ) -> tuple[
     list[tuple[bytes, bytes, bytes, bool]], list[tuple[bytes, int]], list[tuple[bytes, bytes]]
 ]:
@@ -21,13 +34,16 @@ def scan_dirs(
     A leaf has no subdirectory itself: two links, "." and the name, so no "..". Filesystems that do
     not count (btrfs: 1) have none.
     A name on which something is mounted is no subdirectory: its handle is hidden.
-    With ``names`` also [(key, names)]: all names of each, each with a NUL behind it, and with a
-    slash before that if it is a directory's.
+    With ``names`` 1 also [(key, names)]: all names of each, each with a NUL behind it, and with a
+    slash before that if it is a directory's. With 2, entries with identity, size and times, as
+    `contract.LISTED`, each with its name behind it; what is gone when it is looked at is left out.
     """
     found: list[tuple[bytes, bytes, bytes, bool]] = []
     failed: list[tuple[bytes, int]] = []
     lists: list[tuple[bytes, bytes]] = []
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOATIME
+    if names not in (0, 1, 2):
+        raise ValueError("names: 0, 1 or 2")
     for key in keys:
         if not 4 <= len(key) <= 132:
             raise ValueError("not a handle key")
@@ -43,10 +59,16 @@ def scan_dirs(
             with os.scandir(fd) as entries:
                 for entry in entries:
                     name = os.fsencode(entry.name)
-                    if not entry.is_dir(follow_symlinks=False):
-                        listed.append(name + b"\0")
+                    is_dir = entry.is_dir(follow_symlinks=False)
+                    if names == 2:
+                        row = _entry(fd, name, is_dir)
+                        if row is None:
+                            continue
+                        listed.append(row)
+                    elif names:
+                        listed.append(name + (b"/\0" if is_dir else b"\0"))
+                    if not is_dir:
                         continue
-                    listed.append(name + b"/\0")
                     if mine is None:
                         mine = name_to_handle(b"", fd, empty=True)[1]
                     try:
@@ -65,6 +87,32 @@ def scan_dirs(
         finally:
             os.close(fd)
     return found, failed, lists
+
+
+def _entry(fd: int, name: bytes, is_dir: bool) -> bytes | None:
+    # A name of a listing with its inode, size and times; None when it is gone.
+    data: Any = _buffer()
+    flags = _AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT
+    if libc.statx(fd, name, flags, _STATX_BASIC_STATS | _STATX_BTIME, data) < 0:
+        error = last_error(name)
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            return None
+        hidden = LISTED_HIDDEN | (LISTED_DIR if is_dir else 0)
+        return _pack(0, 0, 0, 0, hidden, len(name), 0) + name
+    mask, bits, mode, ino, size, *times = _statx(data)
+    what = LISTED_DIR if stat.S_ISDIR(mode) else 0
+    if bits & _ATTR_MOUNT_ROOT:
+        return _pack(0, 0, 0, 0, what | LISTED_HIDDEN, len(name), 0) + name
+    born, ctime, mtime = (_ns(*times[i : i + 2]) for i in (0, 2, 4))
+    # Inode numbers are used again at once (ext4): with the birth time, where there is one, it is
+    # unlikely that another file looks the same.
+    if mask & _STATX_BTIME:
+        ino ^= born * 0x9E3779B97F4A7C15 % 2**64
+    return _pack(ino, size, mtime, ctime, what, len(name), 0) + name
+
+
+def _ns(seconds: int, ns: int) -> int:
+    return max(-(2**63), min(seconds * 10**9 + ns, 2**63 - 1))
 
 
 def mark_dirs(

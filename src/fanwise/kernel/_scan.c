@@ -1,9 +1,10 @@
 /* scan_dirs: the subdirectories of some directories, by handle, without the interpreter lock; with
- * names, also all their names.
+ * names, also all their names, or entries with inode, size and times.
  * mark_dirs: the same by path, with a mark set on each before it is listed.
  * present_in: which of some names lead to anything, a directory at a time.
  *
- * For each key: open by handle, getdents64, name_to_handle_at and stat for every subdirectory.
+ * For each key: open by handle, getdents64, name_to_handle_at and stat for every subdirectory, and
+ * for entries statx for every name.
  * Nothing stays open; a leaf has no subdirectory itself. A name on which something is mounted is no
  * subdirectory: its handle is hidden.
  */
@@ -37,18 +38,82 @@ typedef struct {
 
 #define LEAF 0x8000u
 
+enum { NAMES = 1, ENTRIES = 2 };            /* what the lists hold */
+enum { LISTED_DIR = 1, LISTED_HIDDEN = 2 }; /* contract.py has the same */
+
+static int reserve(found *f, size_t need)
+{
+    if (f->used + need <= f->room)
+        return 0;
+    size_t room = f->room * 2 + need + 4096;
+    unsigned char *p = realloc(f->p, room);
+    if (!p)
+        return -1;
+    f->p = p;
+    f->room = room;
+    return 0;
+}
+
+static uint64_t nanoseconds(const struct statx_timestamp *t)
+{
+    int64_t ns;
+    if (__builtin_mul_overflow(t->tv_sec, 1000000000, &ns) ||
+        __builtin_add_overflow(ns, (int64_t)t->tv_nsec, &ns))
+        ns = t->tv_sec < 0 ? INT64_MIN : INT64_MAX;
+    return (uint64_t)ns;
+}
+
+/* Inode numbers are used again at once (ext4): with the birth time, where there is one, it is unlikely
+ * that another file looks the same. */
+static uint64_t identity(const struct statx *st)
+{
+    uint64_t born = st->stx_mask & STATX_BTIME ? nanoseconds(&st->stx_btime) : 0;
+    return st->stx_ino ^ born * 0x9e3779b97f4a7c15ull;
+}
+
+/* One entry for the blob, as contract.LISTED: -1 without memory, 1 when the name is gone, else 0. A
+ * mount that lies over a name hides its data; what cannot be looked at shows none. */
+static int push_entry(found *f, int fd, const char *name, int *dir)
+{
+    struct statx st;
+    uint16_t n = (uint16_t)strlen(name), zero = 0;
+    uint32_t flags = 0;
+    uint64_t data[4] = {0, 0, 0, 0};
+    if (statx(fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT,
+              STATX_BASIC_STATS | STATX_BTIME, &st)) {
+        if (errno == ENOENT || errno == ESTALE)
+            return 1;
+        flags = LISTED_HIDDEN;
+    } else {
+        *dir = S_ISDIR(st.stx_mode);
+        if (st.stx_attributes & STATX_ATTR_MOUNT_ROOT)
+            flags = LISTED_HIDDEN;
+        else {
+            data[0] = identity(&st);
+            data[1] = st.stx_size;
+            data[2] = nanoseconds(&st.stx_mtime);
+            data[3] = nanoseconds(&st.stx_ctime);
+        }
+    }
+    if (reserve(f, 40 + (size_t)n) < 0)
+        return -1;
+    flags |= *dir ? LISTED_DIR : 0;
+    unsigned char *o = f->p + f->used;
+    memcpy(o, data, 32);
+    memcpy(o + 32, &flags, 4);
+    memcpy(o + 36, &n, 2);
+    memcpy(o + 38, &zero, 2);
+    memcpy(o + 40, name, n);
+    f->used += 40 + (size_t)n;
+    return 0;
+}
+
 /* One name for the blob: "name\0", of a directory "name/\0". */
 static int push_name(found *f, const char *name, int dir)
 {
     size_t n = strlen(name), need = n + 1 + (dir != 0);
-    if (f->used + need > f->room) {
-        size_t room = f->room * 2 + need + 4096;
-        unsigned char *p = realloc(f->p, room);
-        if (!p)
-            return -1;
-        f->p = p;
-        f->room = room;
-    }
+    if (reserve(f, need) < 0)
+        return -1;
     memcpy(f->p + f->used, name, n);
     f->used += n;
     if (dir)
@@ -62,14 +127,8 @@ static int push(found *f, uint32_t parent, const struct file_handle *h, const ch
     uint16_t kl = (uint16_t)(h->handle_bytes + 4), nl = (uint16_t)strlen(name);
     uint16_t marked = (uint16_t)(kl | (leaf ? LEAF : 0));
     size_t need = 8 + (size_t)kl + nl;
-    if (f->used + need > f->room) {
-        size_t room = f->room * 2 + need + 4096;
-        unsigned char *p = realloc(f->p, room);
-        if (!p)
-            return -1;
-        f->p = p;
-        f->room = room;
-    }
+    if (reserve(f, need) < 0)
+        return -1;
     unsigned char *o = f->p + f->used;
     memcpy(o, &parent, 4);
     memcpy(o + 4, &marked, 2);
@@ -95,7 +154,7 @@ static int open_dir(int mount, const uint8_t *key, size_t kl)
 }
 
 static int scan_one(int mount, const uint8_t *key, size_t kl, uint32_t parent, char *buf,
-                    size_t room, found *f, found *names)
+                    size_t room, found *f, found *names, int what)
 {
     union {
         struct file_handle h;
@@ -118,7 +177,13 @@ static int scan_one(int mount, const uint8_t *key, size_t kl, uint32_t parent, c
                 continue;
             struct stat st;
             int dir = e->type == DT_DIR;
-            if (names) {
+            if (what == ENTRIES) {
+                int ret = push_entry(names, fd, e->name, &dir);
+                if (ret < 0)
+                    err = ENOMEM;
+                if (ret)
+                    continue; /* removed meanwhile: the stream tells */
+            } else if (what == NAMES) {
                 if (e->type == DT_UNKNOWN) {
                     if (fstatat(fd, e->name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT))
                         continue; /* removed meanwhile: the stream tells */
@@ -159,10 +224,14 @@ static PyObject *scan_dirs(PyObject *self, PyObject *args)
 {
     (void)self;
     int mount;
-    int with_names = 0;
+    int what = 0;
     PyObject *keys, *out = NULL, *failed = NULL, *lists = NULL;
-    if (!PyArg_ParseTuple(args, "iO|p:scan_dirs", &mount, &keys, &with_names))
+    if (!PyArg_ParseTuple(args, "iO|i:scan_dirs", &mount, &keys, &what))
         return NULL;
+    if (what < 0 || what > ENTRIES) {
+        PyErr_SetString(PyExc_ValueError, "names: 0, 1 or 2");
+        return NULL;
+    }
     Py_ssize_t n = PySequence_Size(keys);
     if (n < 0)
         return NULL;
@@ -196,15 +265,17 @@ static PyObject *scan_dirs(PyObject *self, PyObject *args)
     }
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < n; i++) {
-        errs[i] = scan_one(mount, copies[i], lens[i], (uint32_t)i, buf, ROOM, &f,
-                           with_names ? &names : NULL);
+        size_t before = names.used;
+        errs[i] = scan_one(mount, copies[i], lens[i], (uint32_t)i, buf, ROOM, &f, &names, what);
+        if (errs[i])
+            names.used = before;
         ends[i] = names.used;
     }
     Py_END_ALLOW_THREADS
     out = PyList_New(0);
     failed = PyList_New(0);
     lists = PyList_New(0);
-    for (Py_ssize_t i = 0; with_names && lists && i < n; i++) {
+    for (Py_ssize_t i = 0; what && lists && i < n; i++) {
         size_t begin = i ? ends[i - 1] : 0;
         if (errs[i])
             continue;
@@ -673,7 +744,7 @@ static PyMethodDef scan_methods[] = {
      "mark_dirs(group, inotify, mask, [(key, path)], all) -> "
      "([(key, parent key, name, is directory)], [(errno, watch)])"},
     {"scan_dirs", scan_dirs, METH_VARARGS,
-     "scan_dirs(mount_fd, keys, names=False) -> ([(key, parent key, name, leaf)], [(key, errno)], "
+     "scan_dirs(mount_fd, keys, names=0) -> ([(key, parent key, name, leaf)], [(key, errno)], "
      "[(key, names)])"},
     {NULL, NULL, 0, NULL},
 };

@@ -5,7 +5,9 @@ The same numbers stand in `_decode.c` and `_tree.h`; the tests of both twins com
 
 # -- bits of a record's mask --
 
+MODIFY = 0x2
 ATTRIB = 0x4
+CLOSE_WRITE = 0x8
 CREATE = 0x100
 DELETE = 0x200
 DELETE_SELF = 0x400
@@ -81,6 +83,22 @@ IN_FILES = 4
 NOTE_NAMES = 1  # its names, or what they lead to, changed
 NOTE_SELF = 2  # it came, went or moved itself
 NOTED = 2048
+
+# -- the index --
+
+# What `Index.diff` found of a name.
+CREATED = 1
+DELETED = 2
+MODIFIED = 4
+ATTRIBUTES = 8
+REPLACED = 16  # another file or type under the name
+WAS_DIR = 32  # with REPLACED: what was there was a directory
+
+# An entry of a listing (scan_dirs with names=2), its name behind it: identity (inode and birth
+# time, mixed), size, mtime and ctime in ns, flags, length of the name, 0.
+LISTED = "=QQqqIHH"
+LISTED_DIR = 1
+LISTED_HIDDEN = 2  # a mount lies over it, or it cannot be looked at: the name and the type count
 
 KEY_MAX = 132
 NAME_MAX = 65535

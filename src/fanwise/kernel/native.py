@@ -1,7 +1,7 @@
 """The native module or its Python twin: the same names, the same answers, chosen by the caller.
 
-`parts(pure)` gives the drain, the tree, the decoder and the scan of one of the two. The native
-module is optional; without it, or with ``FANWISE_PURE=1``, the twin runs.
+`parts(pure)` gives the drain, the tree, the decoder, the index and the scan of one of the two. The
+native module is optional; without it, or with ``FANWISE_PURE=1``, the twin runs.
 """
 
 import os
@@ -22,6 +22,7 @@ class Parts(NamedTuple):
     Drain: Any
     Tree: Any
     Decoder: Any
+    Index: Any
     scan_dirs: Callable[..., Any]
     mark_dirs: Callable[..., Any]
     present_in: Callable[..., Any]
@@ -49,13 +50,14 @@ def parts(pure: bool | None = None) -> Parts:
             "fanwise.kernel._native", str(reason), "install a C compiler and build fanwise again"
         )
     if pure is not False and reason is not None:
-        from . import _pure_decode, _pure_drain, _pure_scan, _pure_tree
+        from . import _pure_decode, _pure_drain, _pure_index, _pure_scan, _pure_tree
 
         return Parts(
             "pure",
             _pure_drain.Drain,
             _pure_tree.Tree,
             _pure_decode.Decoder,
+            _pure_index.Index,
             _pure_scan.scan_dirs,
             _pure_scan.mark_dirs,
             _pure_scan.present_in,
@@ -67,6 +69,7 @@ def parts(pure: bool | None = None) -> Parts:
         _native.Drain,
         _native.Tree,
         _native.Decoder,
+        _native.Index,
         _native.scan_dirs,
         _native.mark_dirs,
         _native.present_in,

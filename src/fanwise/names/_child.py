@@ -26,12 +26,13 @@ from .scan import scan_mount
 
 _PR_SET_PDEATHSIG = 1
 _LENGTH = struct.Struct("=I")
+_SCANS = "scan", "names", "index"
 
 
 class Ask(msgspec.Struct, array_like=True):
     """A question about a mount; the answer is (pickled error or None, value)."""
 
-    what: Literal["locate", "key_of", "links", "names_in", "scan", "names", "rest"]
+    what: Literal["locate", "key_of", "links", "names_in", "scan", "names", "index", "rest"]
     mount: int = 0  # its id
     point: bytes = b""
     keys: list[bytes] = []
@@ -93,8 +94,8 @@ def _answer(ask: Ask, lookup: Lookup, scan_dirs: Callable[..., Any]) -> object:
         return lookup.links(ask.keys[0])
     if ask.what == "names_in":
         return lookup.names_in(ask.keys[0])
-    if ask.what in ("scan", "names"):
-        return scan_mount(scan_dirs, lookup.mount, ask.keys, ask.what == "names")
+    if ask.what in _SCANS:
+        return scan_mount(scan_dirs, lookup.mount, ask.keys, _SCANS.index(ask.what))
     return None
 
 

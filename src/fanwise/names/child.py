@@ -58,6 +58,8 @@ _NAMES = msgspec.msgpack.Decoder(tuple[bytes | None, list[tuple[bytes, bytes, bo
 _FOUND = msgspec.msgpack.Decoder(tuple[bytes | None, Found | None])
 _encode = msgspec.msgpack.Encoder().encode
 
+# What a helper is asked for, by what scan_dirs is to bring of the names.
+_SCANS: tuple[Literal["scan"], Literal["names"], Literal["index"]] = "scan", "names", "index"
 _DONE = ("opened", "accessed", "executed")  # what a helper does
 
 _lock = threading.RLock()  # a signal handler may fork, too
@@ -203,10 +205,10 @@ class Helpers:
             str(home),
         ]
 
-    def scan(self, mount: Mount, keys: Sequence[bytes], names: bool = False) -> Found:
+    def scan(self, mount: Mount, keys: Sequence[bytes], names: int = 0) -> Found:
         """List subdirectories and names, for a Scanner: what fails is raised by `check`."""
         try:
-            what: Literal["scan", "names"] = "names" if names else "scan"
+            what = _SCANS[names]
             found = self.scans.ask(Ask(what, mount.id, mount.mount_point, list(keys)), _FOUND)
         except (FanwiseError, OSError) as error:
             if not self.closed:

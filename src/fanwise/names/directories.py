@@ -84,6 +84,8 @@ class Directories:
         self.unscanned: dict[int, None] = {}
         self.born = flags.SCANNED  # what is known of a new directory; 0: it is to be listed
         self.entered: list[bytes] = []  # came in from outside, or from nowhere
+        # Told of each directory that is put, and whether names in it are still to be learnt.
+        self.came: Callable[[int, bool], None] | None = None
         self.onto: list[tuple[bytes, bytes]] = []  # moved during a repair: (key, new parent's key)
         self.dead: set[bytes] | None = None  # removed while a scan runs; None: no scan
 
@@ -140,6 +142,8 @@ class Directories:
         if self.marks and not self.tree.info(at)[2] & flags.SCANNED:
             self.tree.flag(at, flags.SCANNED, 0)
             self.unscanned[at] = None
+        if self.came is not None:
+            self.came(at, True)
 
     # -- places --
 
@@ -148,6 +152,8 @@ class Directories:
         at: int = self.tree.put(key, parent, name, extra)
         if self.globs:
             self.judge(at)
+        if self.came is not None:
+            self.came(at, not extra & flags.SCANNED)
         return at
 
     def judge(self, at: int) -> None:

@@ -76,6 +76,7 @@ class Expander:
         self._work: deque[Iterator[None]] = deque()
         self._rows: list[Any] = []
         # Where an index of files knows the names in a directory: (name, key) by directory key.
+        self.came: Callable[[bytes, bytes, bool, bytes | None], None] | None = None
         self.files_of: Callable[[bytes], Iterable[tuple[bytes, bytes | None]]] | None = None
 
     def reset(self) -> None:
@@ -158,9 +159,14 @@ class Expander:
             self._teller.tell(self._rows, made, CREATE, text, None, source)
             if is_dir and key is not None and inode_of(key) != _STUB:
                 child = self.dirs.put(key, at, name)
-                if self.dirs.inside(child):
-                    self.tree.flag(child, flags.SCANNED, 0)
-                    below.append(key)
+                below_key: bytes | None = key
+            else:
+                below_key = None
+            if self.came is not None:
+                self.came(directory, name, is_dir, below_key)
+            if below_key is not None and self.dirs.inside(child):
+                self.tree.flag(child, flags.SCANNED, 0)
+                below.append(below_key)
         return below
 
     # -- deleted --

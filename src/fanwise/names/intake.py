@@ -14,6 +14,25 @@ from fanwise.kernel.contract import NOTE_SELF, Record
 _MOST = 8 << 20  # bytes read ahead of decoding
 
 
+_OVERFLOW = b"\x18\0\0\0\3\0\x18\0\0\x40\0\0\0\0\0\0\xff\xff\xff\xff"  # up to the pid
+
+
+def overflow_at(data: bytes, start: int = 0) -> int:
+    """Position of the first overflow record in a chunk, from ``start`` on, or -1."""
+    found = data.find(_OVERFLOW, start)
+    if found < 0:
+        return -1
+    at = start
+    while at < len(data):  # what looks like one may be in a handle
+        length = int.from_bytes(data[at : at + 4], "little")
+        if at >= found and data.startswith(_OVERFLOW, at):
+            return at
+        if length < 24:
+            return -1  # the decoder says what is wrong with it
+        at += length
+    return -1
+
+
 class _Everything:
     def __contains__(self, key: object) -> bool:
         return True
@@ -139,6 +158,25 @@ class Intake:
     def gap(self) -> bool:
         """Whether a loss stands ahead: what is behind it cannot be read ahead."""
         return any(chunk.lost for chunk in self._chunks)
+
+    @property
+    def blind(self) -> bool:
+        """Whether a loss stands ahead that does not say what it hit."""
+        return any(
+            (chunk.lost and chunk.noted is None) or overflow_at(chunk.data) >= 0
+            for chunk in self._chunks
+        )
+
+    def discard(self) -> tuple[int, list[Chunk]]:
+        """Drop what stands here; how many records, and the chunks that told of a loss."""
+        records, losses = 0, []
+        while (chunk := self.pop()) is not None:
+            if chunk.data:
+                records += self._ahead.add(chunk.data, 0.0)
+                self._ahead.finish()
+            if chunk.lost:
+                losses.append(chunk)
+        return records, losses
 
     def directories(self) -> list[Record]:
         """Name records of directories ahead, up to the next loss that hit them."""

@@ -36,7 +36,7 @@ class Marker:
         self, mark: Mark, lookup: PathLookup, above: Callable[[str], bool] = lambda path: False
     ) -> None:
         self._mark, self.lookup, self._above = mark, lookup, above
-        self._keys: deque[tuple[bool, bytes]] = deque()
+        self._keys: deque[tuple[int, bytes]] = deque()
         self.refused: list[tuple[bytes, int]] = []  # (key, errno), not told yet
 
     @property
@@ -44,7 +44,7 @@ class Marker:
         """Directories that wait."""
         return len(self._keys)
 
-    def give(self, keys: Sequence[bytes], names: bool = False) -> None:
+    def give(self, keys: Sequence[bytes], names: int = 0) -> None:
         """Hand out directories; with ``names``, all their names are wanted."""
         self._keys.extend((names, key) for key in keys)
 
@@ -56,7 +56,7 @@ class Marker:
         keys: list[bytes] = []
         while self._keys and self._keys[0][0] == names and len(keys) < ROUND:
             keys.append(self._keys.popleft()[1])
-        found, failed = self.mark(keys, names)
+        found, failed = self.mark(keys, bool(names))
         children = [(key, parent, name, False) for key, parent, name, is_dir in found if is_dir]
         bad = {key for key, _ in failed}
         blobs: dict[bytes, list[bytes]] = {key: [] for key in keys if names and key not in bad}

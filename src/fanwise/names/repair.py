@@ -28,6 +28,7 @@ from .verify import names_of
 if TYPE_CHECKING:
     from .resolver import Resolver
 
+_AGAIN = 0.05  # seconds between attempts to mend the tree
 BEHIND = 1 << 20  # bytes unread, above which nothing more is listed: live changes go first
 Name = tuple[bytes, bytes]
 
@@ -50,15 +51,45 @@ class Repair:
         # Until the queue was seen empty, records may be older than what was merged into others
         # that are lost: directories so named are located once more then, and listing waits.
         self.unsettled: dict[bytes, int] = {}
+        self.put_off = False  # with an index: the tree could not be mended yet
+        self._again_at = 0.0
+        self._baseline: str | None = None  # of the first scan, when the loss was told
 
     # -- a loss --
 
     def begin(self) -> None:
         """Become active; what is born from now on is listed, too."""
+        files = self._r.files
+        if files is not None:
+            files.begin(self.active)
+            self._baseline = self._baseline or files.baseline
         self.active = True
         self.unsettled.setdefault(b"", 0)
+        if files is not None:
+            return
         # What a consumer still believes of a name that is made anew must not stay below it.
         self._r.dirs.born = 0
+
+    @property
+    def listing(self) -> int:
+        """What the scanner is to bring of names, as of scan_dirs."""
+        return 2 if self._r.files is not None else int(self.active)
+
+    @property
+    def late(self) -> bool:
+        """Whether a mend that was put off is to be tried again."""
+        if time.monotonic() < self._again_at:
+            return False
+        self._again_at = time.monotonic() + _AGAIN
+        return True
+
+    def mend_all(self, rows: list[Any]) -> bool:
+        """Put right all of the tree, or, when that cannot be seen now, put it off; whether done."""
+        tree = self._r.tree
+        noted = {tree.info(at)[3]: NOTE_NAMES | NOTE_SELF for at in tree.ids()}
+        self.put_off = not self.mend(rows, noted)
+        self.unsettled.setdefault(b"", 0)
+        return not self.put_off
 
     def forget(self) -> None:
         """The tree was dropped: everything is affected."""
@@ -74,11 +105,18 @@ class Repair:
     def mend(self, rows: list[Any], noted: dict[bytes, int]) -> bool:
         """Put right what a loss did to the tree; False when that cannot be seen."""
         r, tree, dirs = self._r, self._r.tree, self._r.dirs
+        if r.files is not None and r.intake.blind:
+            return False
         moving = {k for k, bits in noted.items() if bits & NOTE_SELF and tree.find(k) >= 0}
+        if r.files is not None:  # what was told deleted is not told again
+            moving = {k for k in moving if not tree.info(tree.find(k))[2] & flags.ZOMBIE}
         ways: dict[bytes, list[Link] | None] = {}
+        located: dict[bytes, Any] = ways if r.files is not None else {}  # of all, parents first
         try:
             for key in moving:
-                ways[key] = r.lookup.locate(key, lambda at: at not in moving and tree.find(at) >= 0)
+                ways[key] = r.lookup.locate(
+                    key, lambda at: at in located or (at not in moving and tree.find(at) >= 0)
+                )
                 if ways[key] is None and r.lookup.links(key) > 0:
                     return False  # it is there, and moves all the time
         except CannotLook:
@@ -86,6 +124,8 @@ class Repair:
         if not r.intake.sync():
             return False
         firsts = r.firsts()
+        if r.files is not None and r.intake.blind:
+            return False
         places: dict[bytes, Name | None] = {}
         above = self._above_roots()
         for key, way in ways.items():
@@ -95,12 +135,16 @@ class Repair:
             first = firsts.get(key)
             if first is not None and first[3] is not None and first[4] is not None:
                 places[key] = first[3], first[4]
+            elif key in dirs.hidden and r.files is not None:
+                return False
             elif key in dirs.hidden and key not in above:
                 dirs.put(key, -1, b"")  # nowhere, until the loss ahead that moved it
             elif way is None:
                 places[key] = None
             else:
                 places[key] = (way[0][1] or b"", way[0][2]) if way else (b"", b"")
+        if r.files is not None:
+            return self._rearrange(rows, places, firsts, noted)
         moved: set[int] = set()
         hit: set[int] = set()
         gone: list[bytes] = []
@@ -122,13 +166,21 @@ class Repair:
                 self._moved.append(key)
         dirs.placed()
         for key in gone:
-            self._drop(rows, key)
-        if moved:
-            roots_moved = r.teller.follow_roots(rows)
-            for at in moved:
-                dirs.moved(at, roots_moved)
+            self.drop(rows, key)
+        self._judge(rows, moved)
         # Also those that are where they were: it may have been learnt ahead of the loss.
         self._due.update((tree.info(at)[3], None) for at in self._below(hit))
+        self._relist(noted)
+        return True
+
+    def _judge(self, rows: list[Any], moved: Iterable[int]) -> None:
+        if moved:
+            roots_moved = self._r.teller.follow_roots(rows)
+            for at in moved:
+                self._r.dirs.moved(at, roots_moved)
+
+    def _relist(self, noted: dict[bytes, int]) -> None:
+        tree = self._r.tree
         for key, bits in noted.items():
             if bits & NOTE_NAMES and tree.find(key) >= 0:
                 self._due[key] = None
@@ -136,6 +188,38 @@ class Repair:
                 self._void[key] = self._out[key]
         if self.unsettled:
             self.unsettled.update(noted)
+
+    def _rearrange(
+        self,
+        rows: list[Any],
+        places: dict[bytes, Name | None],
+        firsts: dict[bytes, Record],
+        noted: dict[bytes, int],
+    ) -> bool:
+        # The same with an index: the directories are told where they are now.
+        r, tree, dirs = self._r, self._r.tree, self._r.dirs
+        assert r.files is not None
+        goals: dict[bytes, Name] = {}
+        gone: list[bytes] = []
+        known = set(tree.ids())
+        for key, place in places.items():
+            if tree.info(tree.find(key))[2] & flags.TOP:
+                continue
+            if place is None:
+                gone.append(key)
+            elif place[0] and dirs.place(place[0], firsts) < 0:
+                return False
+            else:
+                goals[key] = place
+        dirs.placed()
+        new = [at for at in tree.ids() if at not in known]
+        moved, due = r.files.rearrange(rows, goals, gone, new)
+        for at in moved:
+            self._moved.append(tree.info(at)[3])
+        self._judge(rows, moved)
+        self._due.update(dict.fromkeys(due))
+        self._due.update((key, None) for key in goals if key in r.files.unlisted)
+        self._relist(noted)
         return True
 
     def note(self, decoder: Any) -> None:
@@ -147,15 +231,21 @@ class Repair:
 
     def rest(self, rows: list[Any]) -> bool:
         """The queue was empty, all before it is decoded; False when the tree cannot be mended."""
+        if self.put_off:
+            return True
         unsettled, self.unsettled = self.unsettled, {}
         unsettled.pop(b"", None)
         return not unsettled or self.mend(rows, unsettled)
 
     def enter(self, keys: Iterable[bytes]) -> None:
         """What is below directories that came in is listed, if a loss is being repaired."""
-        if self.active:
+        if self.active or self._r.files is not None:
             tops = {at for at in map(self._r.tree.find, keys) if at >= 0}
-            self._due.update((self._r.tree.info(at)[3], None) for at in self._below(tops))
+            below = list(self._below(tops))
+            self._due.update((self._r.tree.info(at)[3], None) for at in below)
+            if self._r.files is not None:
+                for at in below:
+                    self._r.files.hold(at, True)
 
     def moved(self, moves: list[tuple[bytes, bytes]]) -> None:
         """Of the directories that a window moved, list what may stand where more is believed.
@@ -200,16 +290,21 @@ class Repair:
                     todo.append(at)
         return out
 
-    def _drop(self, rows: list[Any], key: bytes) -> None:
+    def drop(self, rows: list[Any], key: bytes, dead: bool = True) -> None:
+        """Drop a directory that is gone; ``dead``: no scan brings it back."""
         r = self._r
         at = r.tree.find(key)
         if at < 0 or r.tree.info(at)[2] & flags.TOP:
             return
-        if r.dirs.dead is not None:
+        if dead and r.dirs.dead is not None:
             r.dirs.dead.add(key)
         for root in [root for root in r.dirs.roots if root.key == key]:
             r.teller.end_root(rows, root, "current")
         r.tree.drop(at)
+
+    def want(self, keys: Iterable[bytes]) -> None:
+        """List these directories, too."""
+        self._due.update(dict.fromkeys(keys))
 
     # -- listing --
 
@@ -219,7 +314,7 @@ class Repair:
     @property
     def done(self) -> bool:
         """Whether nothing of it is left to list or to tell."""
-        if self._due or self._lists or self._gone or self.unsettled:
+        if self._due or self._lists or self._gone or self.unsettled or self.put_off:
             return False
         tree = self._r.tree
         for key in self._parked:
@@ -268,8 +363,9 @@ class Repair:
                 children = [child for child in children if child[1] not in void]
                 failed = [each for each in failed if each[0] not in void]
                 lists = [each for each in lists if each[0] not in void]
-            if self.active:
+            if self.listing:
                 self._lists += lists
+            if self.active:
                 self._gone += [key for key, code in failed if code in _ABSENT]
             out.append((children, failed))
         return out
@@ -287,7 +383,7 @@ class Repair:
         gone, self._gone = self._gone, []
         r = self._r
         if (
-            not complete or r.intake.gap
+            not complete or r.intake.gap or (r.files is not None and r.intake.blind)
         ):  # it cannot be brought to the time of the records: once more
             self._due.update((key, None) for key, _ in lists)
             self._due.update((key, None) for key in gone)
@@ -297,12 +393,48 @@ class Repair:
             named = {record[7] for record in ahead}
             for key in gone:
                 if key not in named:
-                    self._drop(rows, key)
+                    self._is_gone(rows, key)
         firsts = first_names(ahead, {key for key, _ in lists})
         now = time.time()
         self._roots = tuple(root.path for root in r.dirs.roots)
         for key, blob in lists:
-            self._tell_one(rows, key, blob, firsts.get(key), now)
+            if r.files is not None:
+                self._difference(rows, key, blob, firsts.get(key))
+            else:
+                self._tell_one(rows, key, blob, firsts.get(key), now)
+        if r.files is not None and self.active:
+            # A name that is renamed behind the listing takes along what is not compared yet.
+            self._due.update(
+                (record[5], None)
+                for record in ahead
+                if record[0] & RENAME and record[5] is not None
+                if firsts.get(record[3] or b"", {}).get(record[4] or b"", (False,))[0]
+                if r.tree.find(record[5]) >= 0
+            )
+
+    def _is_gone(self, rows: list[Any], key: bytes) -> None:
+        files, at = self._r.files, self._r.tree.find(key)
+        if files is None or at < 0 or self._r.tree.info(at)[2] & flags.TOP:
+            self.drop(rows, key)
+        else:
+            files.gone(rows, at)
+
+    def _difference(
+        self,
+        rows: list[Any],
+        key: bytes,
+        blob: bytes,
+        firsts: dict[bytes, tuple[bool, bool]] | None,
+    ) -> None:
+        r = self._r
+        assert r.files is not None
+        at = r.tree.find(key)
+        if at < 0 or not self._watched(at):
+            self._parked[key] = None
+        elif self.active:
+            r.files.listed(rows, at, blob, firsts)
+        else:
+            r.files.learn(key, blob, firsts)
 
     def _tell_one(
         self,
@@ -369,10 +501,11 @@ class Repair:
         path = roots[0] if roots else ""
         row = r.teller.settings.make(
             ("repaired",), path, None, True, 0, None, time.time(), "exact",
-            roots=roots, count=self.told,
+            roots=roots, count=self.told, baseline=self._baseline,
         )  # fmt: skip
         r.teller.say_row(rows, row)
         self.told = 0
+        self._baseline = None
 
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)

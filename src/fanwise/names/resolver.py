@@ -22,7 +22,8 @@ from fanwise.kernel.native import Parts
 
 from .bypath import PathLookup
 from .directories import Directories
-from .intake import Intake
+from .index import Files
+from .intake import Chunk, Intake, overflow_at
 from .marker import Marker, describe
 from .repair import BEHIND, Repair
 from .scan import Scanner
@@ -47,6 +48,7 @@ class Resolver:
         sync: Callable[[], bool],
         settings: Settings,
         gap: Callable[[], dict[bytes, int] | None] = lambda: None,
+        index: bool = False,
     ) -> None:
         self.dirs = directories
         self.lookup = directories.lookup
@@ -74,7 +76,14 @@ class Resolver:
             self.verifier.told_gone,
         )
         self.expander = self.settler.expander
+        self.files = Files(self, parts.Index()) if index else None
+        if self.files is not None:
+            self.settler.files = self.files
+            directories.came = self.files.hold
+            self.expander.files_of = self.files.files_in
+            self.expander.came = self.files.came
         self._open = False
+        self._empty_at = 0  # when what stands before an empty queue was read, ns
         self._quiet = False  # no scan, nothing carried over: a window can be taken at once
         self._drained = True  # nothing can be merged into what was read
         self._empty = True  # the queue was seen empty behind it
@@ -109,6 +118,8 @@ class Resolver:
             for root in self.dirs.reset():
                 raise NoSuchRoot(root.path, "it was removed while the watch began")
         self.dirs.dead = set()
+        if self.files is not None:  # also where no scan looks for directories
+            self.repair.want(root.key for root in self.dirs.roots)
         self._scan_more([])
 
     def _mark_above(self) -> None:
@@ -128,18 +139,24 @@ class Resolver:
                 if chunk is None:
                     return rows
                 self.dirs.murky = self.intake.popped <= self._murky_until
-                if chunk.lost or not chunk.drained or not chunk.data:
+                special = chunk.lost or not chunk.drained or not chunk.data
+                if special or (self.files is not None and overflow_at(chunk.data) >= 0):
                     self.intake.unpop(chunk)
                 else:
                     plain = self.decoder.plain(chunk.data, chunk.when / 1e9, limit)
                     if plain is None:
                         self._open = self._drained = self._empty = True
+                        self._empty_at = chunk.when
                         self._look((), True)
                     else:
                         rows, stop, left = plain
+                        self._empty_at = chunk.when
                         if left is not None:
                             if left:
                                 self.settler.note_gone(left)
+                            if self.files is not None:
+                                self.files.plain(chunk.data)
+                                self.files.emptied(chunk.when)
                             return self.teller.filter(rows)
                         self._open = self._drained = self._empty = True
                         if not stop:
@@ -195,6 +212,10 @@ class Resolver:
         return self._open or bool(self.intake) or waits
 
     def _begin(self, rows: list[Any]) -> bool:
+        if self.repair.put_off:
+            self._extend_loss(rows)
+            if self.repair.put_off:
+                return False
         found = self.repair.take(self.scanner.take())
         complete = self.intake.sync() if found else True
         records = 0
@@ -228,7 +249,19 @@ class Resolver:
                     self._rest(rows)
                 return False
             if chunk.data:
+                if self.files is not None:
+                    # What follows an overflow is a window of its own: the repair begins there.
+                    first = overflow_at(chunk.data)
+                    if not first and records:
+                        self.intake.unpop(chunk)
+                        break
+                    second = first if first else overflow_at(chunk.data, 24)
+                    if second > 0:
+                        chunk = self._cut(chunk, second)
+                        records += self.decoder.add(chunk.data, chunk.when / 1e9)
+                        break
                 records += self.decoder.add(chunk.data, chunk.when / 1e9)
+            self._empty_at = chunk.when
             drained = chunk.drained
             if drained and records:
                 break
@@ -243,6 +276,27 @@ class Resolver:
         self.repair.note(self.decoder)
         return records > 0
 
+    def _cut(self, chunk: Chunk, at: int) -> Chunk:
+        # Take the records of a chunk up to a position; the others are queued again.
+        rest = Chunk(chunk.data[at:], chunk.when, chunk.drained, 0)
+        self.intake.unpop(rest)
+        return Chunk(chunk.data[:at], chunk.when, False, 0)
+
+    def _extend_loss(self, rows: list[Any]) -> None:
+        # The tree could not be looked at, so what was read since belongs to the loss.
+        if not self.repair.late:
+            return
+        records, losses = self.intake.discard()
+        for chunk in losses:
+            count = chunk.lost if chunk.source == "ring" else None
+            self._say_lost(rows, count, chunk.source)
+        if records:
+            self._say_lost(rows, records, "ring")
+        if self.repair.mend_all(rows):
+            self._mark_top(0, flags.CURRENT)
+            if not self.intake:
+                self._rest(rows)
+
     def _rest(self, rows: list[Any]) -> None:
         # The queue was seen empty, and all that was read before it is decoded.
         if not self.repair.rest(rows):
@@ -255,6 +309,10 @@ class Resolver:
         self.verifier.begin()
 
     def _end(self, rows: list[Any]) -> None:
+        if self.files is not None:
+            self.files.window()
+            if self._empty:
+                self.files.emptied(self._empty_at)
         self.verifier.end(rows, self._drained)
         self.settler.end(self._drained)
         for at in self._currents:
@@ -308,7 +366,9 @@ class Resolver:
                 elif not (dirs.dead and key in dirs.dead):
                     dirs.observed[key] = parent, name
                     # What appears in a leaf from now on is in the stream.
-                    leaf = leaf and not self.repair.active  # then its names are wanted
+                    leaf = leaf and not self.repair.listing  # then its names are wanted
+                    if self.files is not None:
+                        self.files.found(key, parent)
                     scanned.append((key, flags.SCANNED if leaf else 0))
         firsts = self.firsts()
         if self.marker is not None:
@@ -455,6 +515,8 @@ class Resolver:
             if repair.active:
                 repair.end(rows)
             self.scanned = True
+            if self.files is not None:
+                self.files.scanned()
         self._quiet = not (
             self.dirs.unscanned
             or self.scanner.busy
@@ -467,7 +529,7 @@ class Resolver:
 
     def _give(self, keys: list[bytes]) -> None:
         self.repair.given(keys)
-        self.scanner.give(keys, self.repair.active)
+        self.scanner.give(keys, self.repair.listing)
 
     def _mark_top(self, add: int, clear: int) -> None:
         for at in self.tree.ids():
@@ -478,10 +540,7 @@ class Resolver:
         self, rows: list[Any], count: int | None, source: str, noted: dict[bytes, int] | None
     ) -> None:
         """Tell a loss; mend the model where it says what it hit, else scan anew behind the mark."""
-        roots = tuple(root.path for root in self.dirs.roots)
-        path = roots[0] if roots else ""
-        common = None, True, 0, None, time.time(), "current", None, False, None, False
-        self.teller.say(rows, ("lost",), path, *common, roots, count, source)
+        self._say_lost(rows, count, source)
         unsettled = self.verifier.unsettled()
         if noted is not None:
             for key, bits in unsettled.items():
@@ -496,7 +555,19 @@ class Resolver:
             self._loss_of_all(rows)
             self.repair.unsettled.update(unsettled)
 
+    def _say_lost(self, rows: list[Any], count: int | None, source: str) -> None:
+        roots = tuple(root.path for root in self.dirs.roots)
+        path = roots[0] if roots else ""
+        common = None, True, 0, None, time.time(), "current", None, False, None, False
+        more = () if self.files is None else (None, None, False, self.files.baseline)
+        self.teller.say(rows, ("lost",), path, *common, roots, count, source, *more)
+
     def _loss_of_all(self, rows: list[Any]) -> None:
+        if self.files is not None:  # what a consumer believes is in the tree
+            if not self.repair.mend_all(rows):
+                self.stale = True
+                self._mark_top(flags.CURRENT, 0)
+            return
         self.scanner.reset()
         self.stale = True
         self._mark_above()
@@ -519,6 +590,9 @@ class Resolver:
     def _overflow(self, rows: list[Any]) -> None:
         # What follows in the window was queued after the gap: the tree is of no use for it.
         self._loss(rows, None, "kernel", None)
+        if self.repair.put_off:
+            self.decoder.finish()  # what follows belongs to the loss
+            return
         # What was raised behind the gap may be merged into records before it.
         self.repair.note(self.decoder)
         self._learn([], True, new=True)

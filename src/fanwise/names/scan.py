@@ -26,10 +26,10 @@ PIECE = 128  # directories
 
 
 def scan_mount(
-    scan_dirs: Callable[[int, Sequence[bytes], bool], Found],
+    scan_dirs: Callable[[int, Sequence[bytes], int], Found],
     mount: Mount,
     keys: Sequence[bytes],
-    names: bool = False,
+    names: int = 0,
 ) -> Found:
     """List subdirectories and names, with the mount open meanwhile; if it cannot be, all failed."""
     try:
@@ -46,12 +46,12 @@ class Scanner:
     """Lists subdirectories; `wake` is called in its thread when a result is ready."""
 
     def __init__(
-        self, scan: Callable[[Sequence[bytes], bool], Found], wake: Callable[[], None]
+        self, scan: Callable[[Sequence[bytes], int], Found], wake: Callable[[], None]
     ) -> None:
         self._scan, self._wake = scan, wake
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
-        self._keys: deque[tuple[bool, bytes]] = deque()
+        self._keys: deque[tuple[int, bytes]] = deque()
         self._done: deque[tuple[list[bytes], Found]] = deque()
         self._busy = 0  # directories handed out and not yet taken back
         self._round = 0
@@ -63,8 +63,8 @@ class Scanner:
         """Directories handed out whose results were not taken yet."""
         return self._busy
 
-    def give(self, keys: Sequence[bytes], names: bool = False) -> None:
-        """Hand out directories, to list all names or not; the thread starts with the first."""
+    def give(self, keys: Sequence[bytes], names: int = 0) -> None:
+        """Hand out directories; ``names`` as of scan_dirs. The thread starts with the first."""
         if not keys:
             return
         with self._lock:

@@ -37,6 +37,7 @@ from fanwise.kernel.fanotify import FAN_CLOSE_WRITE
 
 from .directories import Directories
 from .expand import Expander
+from .index import Files
 from .intake import Intake
 from .lookup import CannotLook
 from .teller import Teller
@@ -65,6 +66,7 @@ class Settler:
         self._intake = intake
         self.told_both, self.told_gone = told_both, told_gone
         self.expander = Expander(teller, directories, decoder, intake)
+        self.files: Files | None = None
         # Names deleted of objects that live on: handle key -> {directory key + name}.
         self.gone = gone
         self._gone_limit = 4096
@@ -181,6 +183,8 @@ class Settler:
         at = self.tree.find(key)
         if self.dirs.dead is not None:
             self.dirs.dead.add(key)
+        if self.files is not None:
+            self.files.dropped(key)
         if at < 0:
             return
         told = (
@@ -376,6 +380,8 @@ class Settler:
         except CannotLook:
             exists = None
         self.told_both(target, directory, name, bool(exists))
+        if self.files is not None:
+            self.files.both(target, directory, name, bool(exists))
         if exists is False:
             self.gone.setdefault(target, set()).add(directory + name)
         self._teller.tell(rows, record, mask, place[1], None, place[2], exists=exists)

@@ -299,6 +299,7 @@ class Verifier:
             for name, key in self._told(record[7] or b"", [record]).items():
                 if name in truth:
                     told[name] = key
+        files = self._r.files
         told.update((name, None) for name in self._gone if name in truth)
         for key, way in ways.items():
             last = doubtful[key][-1]
@@ -307,19 +308,28 @@ class Verifier:
             moved = self._correct_directory(rows, key, last, way)
             if moved:
                 told[moved[0]], told[moved[1]] = None, key
+                if files is not None:
+                    files.corrected(*moved, True)
         missing = [n for n, key in truth.items() if key is not None and told.get(n, key) != key]
         extra = [n for n, key in truth.items() if key is None and told.get(n) is not None]
         last = list(doubtful.values())[-1][-1]
         if len(missing) == 1 and len(extra) == 1 and truth[missing[0]] == told[extra[0]]:
             record = doubtful.get(truth[missing[0]] or b"", [last])[-1]
             self._tell(rows, record, RENAME, missing[0], extra[0], truth[missing[0]] or b"")
+            if files is not None:
+                files.corrected(extra[0], missing[0], bool(record[0] & ONDIR))
             return
         for name in extra:
             key = told[name] or b""
             self._tell(rows, doubtful.get(key, [last])[-1], DELETE, name, None, key)
+            if files is not None:
+                files.corrected(name, None, False)
         for name in missing:
             key = truth[name] or b""
-            self._tell(rows, doubtful.get(key, [last])[-1], CREATE, name, None, key)
+            record = doubtful.get(key, [last])[-1]
+            self._tell(rows, record, CREATE, name, None, key)
+            if files is not None:
+                files.corrected(None, name, bool(record[0] & ONDIR))
 
     # -- one object --
 

@@ -105,6 +105,7 @@ def awatch(
     pure: bool | None = None,
     who: bool = False,
     mounts: bool = True,
+    index: bool = False,
 ) -> AsyncWatch:
     """Watch files and directories from asyncio or trio; the arguments are those of `watch`.
 
@@ -115,5 +116,7 @@ def awatch(
     Raises as `watch` does.
     """
     return AsyncWatch(
-        Watch(paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure, who, mounts)
+        Watch(
+            paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure, who, mounts, index
+        )
     )

@@ -83,6 +83,11 @@ class Change(
     what is in it. Of ``relisted``, which follows for each directory affected: ``names``, all names
     in it now, a directory's with a slash at the end; what a consumer believed below other names is
     gone. Of ``repaired``, the end: ``roots``, and ``count``, how many changes the repair told.
+
+    With ``index`` the differences follow a loss instead of ``relisted``, with ``pid`` 0.
+    ``inferred``: that it changed is concluded from its size and times. ``baseline`` is
+    ``"incomplete"`` in the ``lost`` and ``repaired`` of a loss before `Watch.scanned`: what changed
+    in directories that had not been listed by then is not told.
     """
 
     kinds: tuple[str, ...]
@@ -102,6 +107,8 @@ class Change(
     source: str | None = None
     process: Process | None = None
     names: tuple[str, ...] | None = None
+    inferred: bool = False
+    baseline: str | None = None
 
 
 def own_dropped(rows: list[Change]) -> list[Change]:

@@ -54,6 +54,7 @@ class Group:
         helpers: Helpers | None = None,
         anchors: Callable[[], list[str]] | None = None,
         rung: Rung = FILESYSTEM_MARK,
+        index: bool = False,
     ) -> None:
         self.mount = mount
         # Of a mount below a root; then globs with a slash begin at the roots of the watch.
@@ -69,6 +70,7 @@ class Group:
         self._parts, self._settings = parts, settings
         self._exclude, self._recursive, self._wake = exclude, recursive, wake
         self._helpers = helpers
+        self._index = index
         self.resolver: Resolver
         self.scanner: Scanner | Marker
         self._farewell: str | None = None
@@ -106,6 +108,7 @@ class Group:
                 self._settings,
                 # What a loss hit cannot be located by its handle there: all of it is read again.
                 (lambda: None) if self.rung.marks else drain.gap,
+                self._index,
             )
             self.resolver.start()
             if self.rung.marks:

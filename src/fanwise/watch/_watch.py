@@ -130,6 +130,7 @@ class Watch:
         pure: bool | None,
         who: bool = False,
         mounts: bool = True,
+        index: bool = False,
     ) -> None:
         if not paths:
             raise FanwiseError("nothing to watch", "give at least one path")
@@ -167,6 +168,7 @@ class Watch:
         self.timeout = timeout
         self._parts = parts(pure)
         self._who = Who() if who else None
+        self._index = index
         self._forced = os.environ.get("FANWISE_RUNG") or None
         self._groups: list[Group] = []
         self._helpers: Helpers | None = None
@@ -237,12 +239,19 @@ class Watch:
         mask, queue, parts, helpers = self._mask, self._queue, self._parts, self._helpers
         exclude, recursive, wake = self._exclude, self._recursive, self._waker.wake
         named, forced, kinds, pids = self._who is not None, self._forced, self._wanted, self._pids
+        index = self._index
 
         def make(mount: Mount, paths: list[str], anchors: Callable[[], list[str]] | None) -> Group:
             choice = choose(paths[0], mount, forced)
             if choice.rung is None:
                 raise why_not(paths[0], choice)
             check_kinds(paths[0], mount, choice.rung, kinds, pids)
+            if index and choice.rung.marks:
+                raise FilesystemRefuses(
+                    paths[0],
+                    "the index needs a mark on the whole filesystem, and there is none here",
+                    "watch it without an index: after a loss directories are told with their names",
+                )
             group = Group(
                 mount,
                 paths,
@@ -256,6 +265,7 @@ class Watch:
                 None if choice.rung.marks else helpers,
                 anchors,
                 choice.rung,
+                index,
             )
             if named:
                 group.windows = Windows()
@@ -576,13 +586,21 @@ class Watch:
 
     @property
     def scanned(self) -> bool:
-        """Whether every directory below the roots is known; paths are right before that too."""
+        """Whether every directory below the roots is known; paths are right before that too.
+
+        With ``index``: whether every name is.
+        """
         return all(group.resolver.scanned for group in self._groups)
 
     @property
     def directories(self) -> int:
         """Directories known now."""
         return sum(len(group.resolver.tree) for group in self._groups)
+
+    @property
+    def names(self) -> int:
+        """Names held in the index; 0 without ``index``."""
+        return sum(len(group.resolver.files) for group in self._groups if group.resolver.files)
 
     @property
     def implementation(self) -> str:
@@ -597,12 +615,17 @@ class Watch:
     def stats(self) -> dict[str, int]:
         """Return counters: records, bytes, reads, lost, backlog_bytes, peak_bytes, tree_bytes.
 
+        With ``index`` also index_names and index_bytes.
         With ``who`` also who_trace_records, who_trace_lost and who_processes.
         """
         total: dict[str, int] = {"tree_bytes": 0, **self._below.past}
         if self._who is not None:
             total |= self._who.stats()
+        if self._index:
+            total |= {"index_names": self.names, "index_bytes": 0}
         for group in self._groups:
+            if group.resolver.files is not None:
+                total["index_bytes"] += group.resolver.files.nbytes
             total["tree_bytes"] += group.resolver.tree.nbytes
             for key, value in group.source.drain.stats().items():
                 total[key] = total.get(key, 0) + value
@@ -651,6 +674,7 @@ def watch(
     pure: bool | None = None,
     who: bool = False,
     mounts: bool = True,
+    index: bool = False,
 ) -> Watch:
     """Watch files and directories, with everything below them, for changes.
 
@@ -668,6 +692,8 @@ def watch(
     iteration ends when nothing came for so many seconds. ``pure``: True for the Python twin of the
     native module. ``who``: find out which process did each change; see `Process`. ``mounts``:
     follow what is mounted below a root, now or later; False stays on the filesystems of the roots.
+    ``index``: keep every name with its size and times; after a loss the differences are told then,
+    and no ``relisted``.
 
     Nothing starts before ``with``. Without CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH, and where no mark
     on the whole filesystem can be set, a lower rung serves it (`Watch.roots`). See `Change`, and
@@ -676,4 +702,6 @@ def watch(
     Raises FanwiseError for arguments that make no sense, NotWatchable on entering.
     Linux reference: fanotify(7).
     """
-    return Watch(paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure, who, mounts)
+    return Watch(
+        paths, kinds, exclude, recursive, ignore_pids, queue, timeout, pure, who, mounts, index
+    )
