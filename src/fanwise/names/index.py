@@ -180,18 +180,18 @@ class Files:
         """What `Expander.files_of` asks: the files in a directory, at the record being decoded."""
         names = {name for name, is_dir in self.index.names(directory) if not is_dir}
         decoder = self._r.decoder
-        if decoder.pending:
-            stop = decoder.record()[:8]
-            for record in decoder.name_records(EVERYTHING):
-                if record[:8] == stop:
-                    break
-                for i, (where, name) in enumerate(names_of(record)):
-                    if where != directory or record[0] & ONDIR:
-                        continue
-                    if i == 1 or (record[0] & (_BOTH | RENAME)) == CREATE:
-                        names.add(name)
-                    else:
-                        names.discard(name)
+        # The index takes a window when all of it is decoded.
+        stop = decoder.record()[:8] if decoder.pending else None
+        for record in decoder.name_records(EVERYTHING):
+            if record[:8] == stop:
+                break
+            for i, (where, name) in enumerate(names_of(record)):
+                if where != directory or record[0] & ONDIR:
+                    continue
+                if i == 1 or (record[0] & (_BOTH | RENAME)) == CREATE:
+                    names.add(name)
+                else:
+                    names.discard(name)
         return [(name, None) for name in sorted(names)]
 
     # -- a loss --
