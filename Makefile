@@ -21,7 +21,7 @@ demo: $(VENV)/.fanwise
 	@$(BIN)/python demo/demo.py
 
 test: $(VENV)/.fanwise $(VENV)/.test debian promtool
-	@$(BIN)/python -m pytest
+	@$(BIN)/python tests/run.py
 
 soak: $(VENV)/.fanwise $(VENV)/.test debian
 	@$(BIN)/python -m pytest -m soak --timeout=0
