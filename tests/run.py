@@ -1,4 +1,4 @@
-"""Run all tests, in two processes side by side: half of what they do is waiting for a kernel.
+"""Run all tests, in three processes side by side: most of what they do is waiting for a kernel.
 
     python tests/run.py [ARGUMENTS of pytest]
 
@@ -12,27 +12,29 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 LOSSES = [TESTS / "kernel" / f"test_watch_{name}.py" for name in ("index", "repair", "below")]
+KERNEL = [TESTS / "kernel", *(f"--ignore={path}" for path in LOSSES)]
 REST = [TESTS / name for name in ("e2e", "model", "unit", "wire")]
 
 
 def main() -> int:
-    pytest = [sys.executable, "-m", "pytest", *sys.argv[1:]]
-    kernel = [TESTS / "kernel", *(f"--ignore={path}" for path in LOSSES)]
-    with tempfile.TemporaryFile() as output:
-        beside = subprocess.Popen(
-            [*pytest, "-p", "no:cacheprovider", *map(str, kernel)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            status = subprocess.run([*pytest, *map(str, LOSSES + REST)]).returncode
-        finally:
-            # An interrupt reaches both; each unmounts what it mounted.
-            other = beside.wait()
+    pytest = [sys.executable, "-m", "pytest", *sys.argv[1:], "-p", "no:cacheprovider"]
+    beside = []
+    for part in (LOSSES, KERNEL):
+        output = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+        command = [*pytest, *map(str, part)]
+        beside.append((subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT), output))
+    statuses = []
+    try:
+        statuses.append(subprocess.run([*pytest, *map(str, REST)]).returncode)
+    finally:
+        # An interrupt reaches all of them; each unmounts what it mounted.
+        for process, output in beside:
+            statuses.append(process.wait())
             output.seek(0)
             sys.stdout.flush()
             sys.stdout.buffer.write(output.read())
-    return status or other
+            output.close()
+    return max(statuses)
 
 
 if __name__ == "__main__":
