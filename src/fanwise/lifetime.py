@@ -154,10 +154,15 @@ R = TypeVar("R")
 
 
 class Until(NamedTuple):
-    """A step that can be done once ``ready()`` is true; `Steps.until` makes it."""
+    """A step that can be done once ``ready()`` is true; `Steps.until` makes it.
+
+    ``on`` is what is waited for. If it has a ``name`` and ``holders``, those who have it now as
+    ``current()`` names them, a deadlock is told with its circle of waiters and holders.
+    """
 
     step: str
     ready: Callable[[], bool]
+    on: object = None
 
 
 class Steps:
@@ -185,9 +190,9 @@ class Steps:
         start.__qualname__, start.__module__ = protocol.__qualname__, protocol.__module__
         return start
 
-    def until(self, step: str, ready: Callable[[], bool]) -> Until:
+    def until(self, step: str, ready: Callable[[], bool], on: object = None) -> Until:
         """Make what a protocol yields before a step that has to wait for others."""
-        return Until(step, ready)
+        return Until(step, ready, on)
 
     def render_markdown(self) -> str:
         """Return the table of steps as Markdown."""
@@ -216,11 +221,12 @@ class Run(Generic[R]):
     LIFETIME  ends with its last step, with an error out of a step, or with `kill`.
     """
 
-    __slots__ = ("_generator", "_ready", "_result", "at", "declared")
+    __slots__ = ("_generator", "_ready", "_result", "at", "declared", "on")
 
     def __init__(self, declared: Steps, generator: Generator[str | Until, None, R]) -> None:
         self.declared = declared
         self.at: str | None = None
+        self.on: object = None  # what the step `at` waits for, if that is known
         self._generator = generator
         self._ready: Callable[[], bool] | None = None
         self._result: list[R] = []
@@ -262,7 +268,7 @@ class Run(Generic[R]):
 
     def kill(self) -> None:
         """End here as a crash would: the step ``at`` and what follows are never done."""
-        self.at = self._ready = None
+        self.at = self._ready = self.on = None
         self._generator.close()
 
     def run(
@@ -301,13 +307,13 @@ class Run(Generic[R]):
         return f"<Run of {self.declared.name}, before {self.at!r}>"
 
     def _go(self, resume: Callable[[], str | Until]) -> None:
-        self.at = self._ready = None
+        self.at = self._ready = self.on = None
         try:
             step = resume()
         except StopIteration as end:
             self._result.append(end.value)
             return
-        name, self._ready = step if isinstance(step, Until) else (step, None)
+        name, self._ready, self.on = step if isinstance(step, Until) else (step, None, None)
         if name not in self.declared.steps:
             self._generator.close()
             self._refuse(f"yields a step that is not declared: {name!r}")

@@ -1,0 +1,60 @@
+"""Lab: designs as models, and an explorer that runs their interleavings.
+
+from fanwise.lab import Mutex, Scenario, World, explore
+
+SCENARIO = Scenario("counter", "A counter", "Two tasks add.", {"sum": "Nothing is lost."})
+
+@SCENARIO.design("racy", "Read, then write.")
+def racy(world):
+    state = {"n": 0}
+
+    def add():
+        yield "read"
+        n = state["n"]
+        yield "write"
+        state["n"] = n + 1
+
+    for name in ("one", "two", "three"):
+        world.task(name, add())
+    world.at_end("sum", lambda: state["n"] == 3)
+
+print(explore(SCENARIO["racy"]).schedule)   # replays the loss
+"""
+
+from ._explore import BOUND, explore, replay, sample
+from ._result import Bounds, Result
+from ._scenario import Design, NoSuchDesign, Scenario, find, load, load_file, names
+from ._schedule import WrongSchedule
+from ._world import STANDARD, Broken, World
+from .locks import Mutex, RwLock, Spin
+from .memory import Block, Memory, Refcount
+from .waiting import Srcu, WaitQueue, Worker
+
+__all__ = [
+    "BOUND",
+    "STANDARD",
+    "Block",
+    "Bounds",
+    "Broken",
+    "Design",
+    "Memory",
+    "Mutex",
+    "NoSuchDesign",
+    "Refcount",
+    "Result",
+    "RwLock",
+    "Scenario",
+    "Spin",
+    "Srcu",
+    "WaitQueue",
+    "Worker",
+    "World",
+    "WrongSchedule",
+    "explore",
+    "find",
+    "load",
+    "load_file",
+    "names",
+    "replay",
+    "sample",
+]

@@ -1,0 +1,102 @@
+"""One schedule of a model, run under a scheduler with everything checked after every step."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from fanwise._errors import LifetimeError
+from fanwise.lifetime import Until
+
+from ._schedulers import Scheduler
+from ._world import Broken, World
+
+STEPS = 10_000  # of one schedule; more is taken for a model that never ends
+
+
+class Told(NamedTuple):
+    """One step of a schedule: who did what, and what was noted."""
+
+    task: int
+    step: str
+    notes: tuple[str, ...]
+
+
+class Followed(NamedTuple):
+    """What a schedule led to. ``broken`` is None when nothing broke in it."""
+
+    picks: list[int]
+    broken: Broken | None
+    ended: bool  # no task can do a step any more
+    names: list[str]
+    trace: list[Told]
+    counts: dict[str, int]
+    cases: set[tuple[str, str]]
+
+
+def follow(build: Callable[[World], None], scheduler: Scheduler, steps: int = STEPS) -> Followed:
+    """Run one schedule, which the scheduler has begun.
+
+    Raises WrongSchedule when a replay cannot go on, and whatever building the model raises.
+    """
+    log: list[str] = []
+    cases: set[tuple[str, str]] = set()
+    world = World(cases, log)
+    picks: list[int] = []
+    trace: list[Told] = []
+    broken: Broken | None = None
+    ended = False
+    last = -1
+    try:
+        try:
+            build(world)
+            world._check_always()
+            caught = None
+        except (Broken, LifetimeError) as error:
+            caught = as_broken(error)
+        while caught is None:
+            enabled = world._enabled()
+            if not enabled:
+                ended = True
+                caught = attempt(world._check_end)
+                break
+            if len(picks) >= steps:
+                break
+            last = scheduler.choose(enabled, last)
+            if last < 0:
+                break
+            at = world._at[last]
+            step = at.step if isinstance(at, Until) else str(at)
+            log.clear()
+            picks.append(last)
+            caught = attempt(partial(_step, world, last))
+            trace.append(Told(last, step, tuple(log)))
+        broken = caught
+        return Followed(picks, broken, ended, world._names, trace, dict(world._counts), cases)
+    finally:
+        world._close()
+
+
+def _step(world: World, task: int) -> None:
+    world._step(task)
+    world._check_always()
+
+
+def attempt(do: Callable[[], object]) -> Broken | None:
+    """Do something; return what it breaks."""
+    try:
+        do()
+    except Exception as error:
+        return as_broken(error)
+    return None
+
+
+def as_broken(error: Exception) -> Broken:
+    """Return the property that an error out of a step breaks."""
+    if isinstance(error, Broken):
+        return error
+    if isinstance(error, LifetimeError):
+        broken = Broken("declared-lifetimes", str(error))
+    else:
+        broken = Broken("no-crash", f"{type(error).__name__}: {error}")
+    broken.__cause__ = error
+    return broken

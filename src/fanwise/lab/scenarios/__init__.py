@@ -1,0 +1,3 @@
+"""The catalogue: one module for each scenario, loaded when it is asked for."""
+
+CATALOGUE: tuple[str, ...] = ()
