@@ -1,33 +1,97 @@
 """Exploring a design: run its schedules, shrink what fails, say what it came to."""
 
 from ._follow import STEPS, Followed, follow
+from ._key import Unkeyable
 from ._result import Bounds, Result
-from ._scenario import Design
-from ._schedule import parse, render
-from ._schedulers import DepthFirst, RandomWalk, Replay, Scheduler
+from ._scenario import Build, Design
+from ._schedule import WrongSchedule, parse, render
+from ._schedulers import RandomWalk, Replay, Scheduler
+from ._search import TWICE, Search
+from ._shrink import shrink
+from ._world import Broken
 
 BOUND = 3
 
 
-def explore(design: Design, *, bound: int | None = BOUND, steps: int = STEPS) -> Result:
-    """Run every schedule with at most ``bound`` preemptions (None: every one)."""
-    return _run(design, DepthFirst(bound), Bounds(bound, steps), exhaustive=True)
+def explore(
+    design: Design,
+    *,
+    bound: int | None = BOUND,
+    reduce: bool = True,
+    steps: int = STEPS,
+    seconds: float | None = None,
+    twice: int = TWICE,
+) -> Result:
+    """Cover every schedule with at most ``bound`` preemptions (None: every schedule).
+
+    ``reduce=False`` runs each of them. ``steps`` is the most that one schedule may have and
+    ``seconds`` the processor time to spend: when either is reached the verdict is not ``holds``.
+    One schedule of ``twice`` is run twice. Raises ModelError when the model cannot be built.
+    """
+    not_keyed = None
+    search = Search(design.build, bound=bound, steps=steps, seconds=seconds, twice=twice)
+    if reduce:
+        try:
+            search.reduced()
+        except Unkeyable as error:
+            not_keyed = str(error)
+            search = Search(design.build, bound=bound, steps=steps, seconds=seconds, twice=twice)
+    if not reduce or not_keyed:
+        search.plain()
+    result = _result(design, Bounds(bound, steps))
+    result.schedules, result.steps, result.states = search.schedules, search.steps, search.states
+    result.counts, result.reduced = search.counts, reduce and not not_keyed
+    result.not_keyed = not_keyed
+    if search.broken is not None:
+        _breaks(design, result, search.broken, search.picks)
+    elif search.whole:
+        result.verdict = "holds"
+    _cases(result, search.cases)
+    return result
 
 
-def sample(design: Design, count: int, *, seed: int = 0, steps: int = STEPS) -> Result:
-    """Run ``count`` random schedules."""
-    return _run(design, RandomWalk(count, seed), Bounds(None, steps, count), exhaustive=False)
+def sample(
+    design: Design,
+    count: int = 1000,
+    *,
+    scheduler: Scheduler | None = None,
+    seed: int = 0,
+    steps: int = STEPS,
+) -> Result:
+    """Run ``count`` random schedules, or those of ``scheduler``."""
+    if scheduler is None:
+        scheduler = RandomWalk(count, seed)
+    result = _result(design, Bounds(None, steps, 0))
+    cases: set[tuple[str, str]] = set()
+    while scheduler.begin():
+        done = follow(design.build, scheduler, steps)
+        result.schedules += 1
+        result.steps += len(done.picks)
+        cases |= done.cases
+        if done.broken is not None:
+            _breaks(design, result, done.broken, done.picks)
+            break
+        for name, value in done.counts.items():
+            low, high = result.counts.get(name, (value, value))
+            result.counts[name] = (min(low, value), max(high, value))
+    result.bounds = Bounds(None, steps, result.schedules)
+    _cases(result, cases)
+    return result
 
 
 def replay(design: Design, schedule: str) -> Followed:
     """Run one schedule and return its trace. Raises WrongSchedule."""
-    scheduler = Replay(parse(schedule))
+    return _follow(design.build, parse(schedule))
+
+
+def _follow(build: Build, picks: list[int]) -> Followed:
+    scheduler = Replay(picks)
     scheduler.begin()
-    return follow(design.build, scheduler)
+    return follow(build, scheduler)
 
 
-def _run(design: Design, scheduler: Scheduler, bounds: Bounds, exhaustive: bool) -> Result:
-    result = Result(
+def _result(design: Design, bounds: Bounds) -> Result:
+    return Result(
         scenario=design.scenario.slug,
         design=design.slug,
         verdict="sampled",
@@ -37,25 +101,31 @@ def _run(design: Design, scheduler: Scheduler, bounds: Bounds, exhaustive: bool)
         schedules=0,
         states=0,
     )
-    cases: set[tuple[str, str]] = set()
-    while scheduler.begin():
-        done = follow(design.build, scheduler, bounds.steps)
-        result.schedules += 1
-        result.steps += len(done.picks)
-        cases |= done.cases
-        exhaustive = exhaustive and (done.ended or done.broken is not None)
-        if done.broken is not None:
-            design.sentence(done.broken.property)
-            result.verdict = "breaks"
-            result.property, result.seen = done.broken.property, done.broken.seen
-            result.schedule = render(done.picks)
-            break
-        for name, value in done.counts.items():
-            low, high = result.counts.get(name, (value, value))
-            result.counts[name] = (min(low, value), max(high, value))
-    else:
-        if exhaustive:
-            result.verdict = "holds"
+
+
+def _breaks(design: Design, result: Result, broken: Broken, picks: list[int]) -> None:
+    if broken.property != "deterministic":
+        broken, picks = _again(design.build, broken, picks)
+    design.sentence(broken.property)
+    if broken.property != "deterministic":
+        picks, broken = shrink(design.build, picks, broken)
+    result.verdict = "breaks"
+    result.property, result.seen = broken.property, broken.seen or None
+    result.schedule = render(picks)
+
+
+def _again(build: Build, broken: Broken, picks: list[int]) -> tuple[Broken, list[int]]:
+    """Break it again, which a deterministic model does."""
+    try:
+        again = _follow(build, picks)
+    except WrongSchedule as error:
+        return Broken("deterministic", f"{render(picks)} cannot be run again: {error}"), picks
+    if again.broken is None or again.broken.property != broken.property:
+        seen = f"{render(picks)} broke {broken.property} ({broken.seen}), and not again"
+        return Broken("deterministic", seen), picks
+    return again.broken, again.picks
+
+
+def _cases(result: Result, cases: set[tuple[str, str]]) -> None:
     for place, case in sorted(cases):
         result.cases.setdefault(place, []).append(case)
-    return result

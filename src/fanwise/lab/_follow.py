@@ -1,16 +1,22 @@
 """One schedule of a model, run under a scheduler with everything checked after every step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from fanwise._errors import LifetimeError
+from fanwise._errors import FanwiseError, LifetimeError
 from fanwise.lifetime import Until
 
-from ._schedulers import Scheduler
-from ._world import Broken, World
+from ._key import Keys, Unkeyable
+from ._schedule import LETTERS, render
+from ._schedulers import Scheduler, listed
+from ._world import Broken, World, activate
 
 STEPS = 10_000  # of one schedule; more is taken for a model that never ends
+
+
+class ModelError(FanwiseError):
+    """A model is wrong in itself: it cannot be built, or says what cannot be."""
 
 
 class Told(NamedTuple):
@@ -100,3 +106,56 @@ def as_broken(error: Exception) -> Broken:
         broken = Broken("no-crash", f"{type(error).__name__}: {error}")
     broken.__cause__ = error
     return broken
+
+
+def same_twice(build: Callable[[World], None], picks: Sequence[int]) -> Broken | None:
+    """Run a schedule on two models side by side; return how they differ, if they do.
+
+    They differ when a model depends on what is no part of it: addresses, clocks, random numbers,
+    the order of a set of objects, state that a schedule leaves behind.
+    """
+    worlds = []
+    try:
+        for _ in range(2):
+            world = World(set(), [])
+            worlds.append(world)
+            build(world)
+        one, two = worlds
+        for number in range(len(picks) + 1):
+            seen = [_seen(world) for world in worlds]
+            if seen[0] != seen[1]:
+                return _differs(picks[:number], *seen)
+            if number == len(picks):
+                break
+            task = picks[number]
+            if not one._enabled() >> task & 1:
+                can = f"{LETTERS[task]} cannot do a step here"
+                return _differs(picks[:number], "the first time it could", can)
+            for world in worlds:
+                activate(world)
+                world._step(task)
+        keys = Keys()
+        try:
+            same = keys.tokens(one) == keys.tokens(two)
+        except Unkeyable:
+            return None
+        if not same and not keys.ambiguous:
+            return _differs(picks, "one state", "another one")
+        return None
+    finally:
+        for world in worlds:
+            world._close()
+
+
+def _seen(world: World) -> str:
+    activate(world)
+    steps = [at.step if isinstance(at, Until) else at for at in world._at]
+    can = "".join(LETTERS[i] for i in listed(world._enabled()))
+    return f"before {steps}, can: {can or 'none'}, {world._counts}, noted {world._log}"
+
+
+def _differs(picks: Sequence[int], one: str, two: str) -> Broken:
+    return Broken(
+        "deterministic",
+        f"the same schedule twice, after {render(picks) or 'no step'}: {one}; {two}",
+    )

@@ -1,0 +1,345 @@
+"""The searches that cover every schedule within a bound: the plain one, and the reduced one.
+
+Both replay: a generator cannot be copied, so each schedule begins with a model built anew, follows
+the way to where it differs, and goes on from there. What was checked on the way is not checked
+again, because the same steps do the same (`Doubles` looks for models of which that is not true).
+
+The plain search goes depth first through every schedule. The reduced one visits each state once,
+the states that take the fewest preemptions first; docs/adr/0008-the-explorer-s-reduction.md argues
+why it misses nothing.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from fanwise._errors import LifetimeError
+
+from ._follow import ModelError, as_broken, same_twice
+from ._key import Keys, Unkeyable
+from ._schedulers import listed, lowest
+from ._world import Broken, World
+
+Build = Callable[[World], None]
+FREE = 1 << 30  # more preemptions than any schedule has steps
+TWICE = 64  # one schedule of so many is run twice
+KEY_AFTER = 64  # steps without a choice: a model that goes round in a circle
+
+
+class Search:
+    """One search: its bounds, and what it came to.
+
+    ``broken`` is what broke first, None if nothing did, and ``picks`` leads to it. ``whole`` says
+    that nothing within the bound was left out. ``states`` counts the states that were told apart
+    (reduced), or the steps that were taken for the first time (plain).
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        bound: int | None,
+        steps: int,
+        seconds: float | None = None,
+        twice: int = TWICE,
+    ) -> None:
+        self.build = build
+        self.bound = FREE if bound is None else bound
+        self.limit = steps
+        self.until = None if seconds is None else time.process_time() + seconds
+        self.twice = twice
+        self.broken: Broken | None = None
+        self.picks: list[int] = []
+        self.whole = True
+        self.schedules = 0
+        self.states = 0
+        self.steps = 0
+        self.counts: dict[str, tuple[int, int]] = {}
+        self.cases: set[tuple[str, str]] = set()
+
+    # -- the plain search --
+
+    def plain(self) -> None:
+        """Run every schedule, depth first."""
+        with _collecting_rarely():
+            self._plain()
+
+    def _plain(self) -> None:
+        limit, cases = self.limit, self.cases
+        stack: list[tuple[int, int, int]] = []  # depth, tasks to try there, preemptions left then
+        picks: list[int] = []
+        left = self.bound
+        schedules = steps = states = 0
+        k = -1
+        try:
+            while True:
+                world = World(cases)
+                self._build(world)
+                gens, at = world._gens, world._at
+                always = world._always
+                for k in picks:
+                    world._now = k
+                    at[k] = next(gens[k], None)
+                if always:
+                    world._check_always()
+                alive, waiting = _masks(at)
+                tasks = len(at)
+                depth = len(picks)
+                while True:
+                    enabled = alive
+                    if waiting:
+                        world._now = -1
+                        mask = waiting
+                        while mask:
+                            bit = mask & -mask
+                            mask ^= bit
+                            if not at[bit.bit_length() - 1].ready():  # type: ignore[union-attr]
+                                enabled ^= bit
+                    if not enabled:
+                        world._alive = alive
+                        world._check_end()
+                        if world._counts:
+                            self._count(world._counts)
+                        break
+                    if k >= 0 and enabled >> k & 1:
+                        if left:
+                            rest = enabled & ~(1 << k)
+                            if rest:
+                                stack.append((depth, rest, left - 1))
+                    else:
+                        rest = enabled & (enabled - 1)
+                        k = (enabled ^ rest).bit_length() - 1
+                        if rest:
+                            stack.append((depth, rest, left))
+                    if depth == limit:
+                        self.whole = False
+                        break
+                    picks.append(k)
+                    depth += 1
+                    states += 1
+                    world._now = k
+                    step = at[k] = next(gens[k], None)
+                    if step.__class__ is str:
+                        if waiting:
+                            waiting &= ~(1 << k)
+                    elif step is None:
+                        alive &= ~(1 << k)
+                        waiting &= alive
+                    else:
+                        waiting |= 1 << k
+                    if always:
+                        world._now = -1
+                        for prop, holds in always:
+                            if not holds():
+                                raise Broken(prop)
+                    if len(at) != tasks:
+                        alive, waiting = _masks(at)
+                        tasks = len(at)
+                steps += depth
+                schedules += 1
+                world._close()
+                if not schedules % self.twice:
+                    self._twice(picks)
+                    if self._late():
+                        break
+                if not stack:
+                    break
+                depth, rest, left = stack.pop()
+                more = rest & (rest - 1)
+                if more:
+                    stack.append((depth, more, left))
+                states += 1
+                del picks[depth:]
+                picks.append((rest ^ more).bit_length() - 1)
+                k = -1
+        except Exception as error:
+            self._broke(error, picks, world)
+            steps += len(self.picks)
+        self.schedules += schedules
+        self.steps += steps
+        self.states += states
+
+    # -- the reduced search --
+
+    def reduced(self) -> None:
+        """Visit every state, by the number of preemptions that it takes. Raises Unkeyable."""
+        with _collecting_rarely():
+            self._reduced()
+
+    def _reduced(self) -> None:
+        limit, cases = self.limit, self.cases
+        free = self.bound >= FREE
+        last_level = 0 if free else self.bound
+        key = Keys().key
+        # Where each state was seen first: its level, and the tasks that went on from it.
+        seen: dict[bytes, tuple[int, int]] = {}
+        level = 0
+        work: list[tuple[bytes, int]] = [(b"", -1)]  # a way, and the task that goes on from it
+        later: list[tuple[bytes, int]] = []
+        picks: list[int] = []
+        schedules = steps = 0
+        try:
+            while True:
+                way, k = work.pop()
+                picks = [*way, k] if k >= 0 else []
+                world = World(cases)
+                self._build(world)
+                gens, at = world._gens, world._at
+                always = world._always
+                for k in picks:
+                    world._now = k
+                    at[k] = next(gens[k], None)
+                world._now = -1
+                if always:
+                    world._check_always()
+                alive, waiting = _masks(at)
+                tasks = len(at)
+                depth = len(picks)
+                keyed = depth
+                while True:
+                    enabled = alive
+                    if waiting:
+                        mask = waiting
+                        while mask:
+                            bit = mask & -mask
+                            mask ^= bit
+                            if not at[bit.bit_length() - 1].ready():  # type: ignore[union-attr]
+                                enabled ^= bit
+                    if not enabled:
+                        world._alive = alive
+                        world._check_end()
+                        if world._counts:
+                            self._count(world._counts)
+                        break
+                    if depth >= limit:
+                        self.whole = False
+                        break
+                    goes_on = 0 if k < 0 or free else enabled & 1 << k
+                    # Without a choice there is nothing to prune but a tail, which is cheaper to
+                    # run than a key is to make; unless it runs in a circle.
+                    chooses = level < last_level if goes_on else True
+                    if (chooses and enabled & (enabled - 1)) or depth - keyed >= KEY_AFTER:
+                        world._alive, world._waiting = alive, waiting
+                        state = key(world)
+                        keyed = depth
+                        first, gone = seen.get(state, (level, 0))
+                        ways = enabled & ~gone
+                        if first < level or not ways or gone & goes_on:
+                            break
+                        if goes_on:
+                            seen[state] = (level, gone | goes_on)
+                            if not gone and level < last_level:
+                                here = bytes(picks)
+                                later += [(here, i) for i in listed(enabled ^ goes_on)]
+                        else:
+                            seen[state] = (level, -1)
+                            if k < 0 or not ways >> k & 1:
+                                k = lowest(ways)
+                            ways &= ~(1 << k)
+                            if ways:
+                                here = bytes(picks)
+                                work += [(here, i) for i in listed(ways)]
+                    elif not goes_on:
+                        k = lowest(enabled)
+                    picks.append(k)
+                    depth += 1
+                    world._now = k
+                    step = at[k] = next(gens[k], None)
+                    world._now = -1
+                    if step.__class__ is str:
+                        if waiting:
+                            waiting &= ~(1 << k)
+                    elif step is None:
+                        alive &= ~(1 << k)
+                        waiting &= alive
+                    else:
+                        waiting |= 1 << k
+                    if always:
+                        for prop, holds in always:
+                            if not holds():
+                                raise Broken(prop)
+                    if len(at) != tasks:
+                        alive, waiting = _masks(at)
+                        tasks = len(at)
+                steps += depth
+                schedules += 1
+                world._close()
+                if not schedules % self.twice:
+                    self._twice(picks)
+                    if self._late():
+                        break
+                if not work:
+                    if not later:
+                        break
+                    level += 1
+                    work, later = later, []
+        except Unkeyable:
+            world._close()
+            raise
+        except Exception as error:
+            self._broke(error, picks, world)
+            steps += len(self.picks)
+        self.schedules += schedules
+        self.steps += steps
+        self.states = len(seen)
+
+    # -- what both do --
+
+    def _build(self, world: World) -> None:
+        try:
+            self.build(world)
+        except (Broken, LifetimeError):
+            raise
+        except Exception as error:
+            world._close()
+            raise ModelError(
+                f"the model cannot be built: {type(error).__name__}: {error}"
+            ) from error
+
+    def _count(self, counts: dict[str, int]) -> None:
+        for name, value in counts.items():
+            low, high = self.counts.get(name, (value, value))
+            self.counts[name] = (min(low, value), max(high, value))
+
+    def _twice(self, picks: list[int]) -> None:
+        broken = same_twice(self.build, picks)
+        if broken is not None:
+            raise broken
+
+    def _late(self) -> bool:
+        if self.until is not None and time.process_time() > self.until:
+            self.whole = False
+            return True
+        return False
+
+    def _broke(self, error: Exception, picks: list[int], world: World) -> None:
+        world._close()
+        if isinstance(error, ModelError):
+            raise error
+        self.broken = as_broken(error)
+        self.picks = picks.copy()
+
+
+def _masks(at: Sequence[object]) -> tuple[int, int]:
+    alive = waiting = 0
+    bit = 1
+    for step in at:
+        if step is not None:
+            alive |= bit
+            if step.__class__ is not str:
+                waiting |= bit
+        bit <<= 1
+    return alive, waiting
+
+
+# Every schedule leaves the objects of its model behind, in circles: collecting them every 700
+# allocations, as the collector does, costs more than it brings.
+@contextmanager
+def _collecting_rarely() -> Iterator[None]:
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 20, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
