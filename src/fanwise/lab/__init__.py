@@ -22,9 +22,12 @@ print(explore(SCENARIO["racy"]).schedule)   # replays the loss
 """
 
 from ._explore import BOUND, explore, replay, sample
+from ._follow import Followed, ModelError, Told
 from ._result import Bounds, Result
 from ._scenario import Design, NoSuchDesign, Scenario, find, load, load_file, names
-from ._schedule import WrongSchedule
+from ._schedule import WrongSchedule, parse, render
+from ._schedulers import DepthFirst, Pct, RandomWalk, Replay, RoundRobin, Scheduler
+from ._telling import draw, summary, tell
 from ._world import STANDARD, Broken, World
 from .locks import Mutex, RwLock, Spin
 from .memory import Block, Memory, Refcount
@@ -36,25 +39,39 @@ __all__ = [
     "Block",
     "Bounds",
     "Broken",
+    "DepthFirst",
     "Design",
+    "Followed",
     "Memory",
+    "ModelError",
     "Mutex",
     "NoSuchDesign",
+    "Pct",
+    "RandomWalk",
     "Refcount",
+    "Replay",
     "Result",
+    "RoundRobin",
     "RwLock",
     "Scenario",
+    "Scheduler",
     "Spin",
     "Srcu",
+    "Told",
     "WaitQueue",
     "Worker",
     "World",
     "WrongSchedule",
+    "draw",
     "explore",
     "find",
     "load",
     "load_file",
     "names",
+    "parse",
+    "render",
     "replay",
     "sample",
+    "summary",
+    "tell",
 ]

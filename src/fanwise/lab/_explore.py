@@ -1,6 +1,6 @@
 """Exploring a design: run its schedules, shrink what fails, say what it came to."""
 
-from ._follow import STEPS, Followed, follow
+from ._follow import STEPS, Followed, ModelError, follow
 from ._key import Unkeyable
 from ._result import Bounds, Result
 from ._scenario import Build, Design
@@ -106,7 +106,12 @@ def _result(design: Design, bounds: Bounds) -> Result:
 def _breaks(design: Design, result: Result, broken: Broken, picks: list[int]) -> None:
     if broken.property != "deterministic":
         broken, picks = _again(design.build, broken, picks)
-    design.sentence(broken.property)
+    try:
+        design.sentence(broken.property)
+    except KeyError:
+        raise ModelError(
+            f"{broken.property!r} is not declared", "add it to the scenario's properties"
+        ) from None
     if broken.property != "deterministic":
         picks, broken = shrink(design.build, picks, broken)
     result.verdict = "breaks"

@@ -54,7 +54,7 @@ def follow(build: Callable[[World], None], scheduler: Scheduler, steps: int = ST
     last = -1
     try:
         try:
-            build(world)
+            built(build, world)
             world._check_always()
             caught = None
         except (Broken, LifetimeError) as error:
@@ -80,6 +80,17 @@ def follow(build: Callable[[World], None], scheduler: Scheduler, steps: int = ST
         return Followed(picks, broken, ended, world._names, trace, dict(world._counts), cases)
     finally:
         world._close()
+
+
+def built(build: Callable[[World], None], world: World) -> None:
+    """Build a model. Raises ModelError, and what breaks already."""
+    try:
+        build(world)
+    except (Broken, LifetimeError):
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ModelError(f"the model cannot be built: {what}") from error
 
 
 def _step(world: World, task: int) -> None:

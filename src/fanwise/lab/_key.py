@@ -39,6 +39,7 @@ _NONE: dict[int, int] = {}
 _ITERATORS = [
     *map(type, (iter([]), iter(()), iter(range(0)), iter(set()), reversed(list(_NONE)))),
     *map(type, (iter(_NONE), iter(_NONE.items()), iter(_NONE.values()))),
+    *map(type, (iter("a"), iter("\u20ac"), iter(b"a"), iter(bytearray()))),
     *(enumerate, zip, map),
 ]
 # What an instance of a class without fields of its own takes: a reference count and a type.
@@ -238,7 +239,8 @@ class Keys:
         if cls.__basicsize__ > room or cls.__itemsize__ or not cls.__flags__ & 1 << 9:
             raise Unkeyable(f"the state of a {cls.__module__}.{cls.__qualname__} cannot be seen")
         if not has_dict and not slots:
-            return self._constant
+            self._global(cls)
+            return lambda o: self._bare(o, number)
         if not has_dict:
             return lambda o: (("o", number), read(o))
         shapes: dict[tuple[str, ...], tuple[object, ...]] = {}
@@ -252,10 +254,23 @@ class Keys:
             if slots:
                 return (head, (*read(o), *fields.values()))
             if not names:
-                return self._constant(o)
+                return self._bare(o, number)
             return (head, fields.values())
 
+        self._global(cls)
         return with_dict
+
+    def _bare(self, obj: object, number: int) -> tuple[object, Iterable[Any]]:
+        # No state tells it from its like, so that only where it is held does; if a module holds
+        # it, it is itself wherever it is met.
+        found = self._constants.get(id(obj))
+        return (("c", found[0]), ()) if found else (("o", number), ())
+
+    def _global(self, cls: type) -> None:
+        for module in list(sys.modules.values()):
+            for held in list(getattr(module, "__dict__", {}).values()):
+                if type(held) is cls:
+                    self._number(held)
 
 
 def _derived(

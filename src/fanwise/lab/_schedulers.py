@@ -155,7 +155,7 @@ class RoundRobin:
             self._done += 1
             return last
         self._done = 1
-        later = enabled & ~((2 << last) - 1)
+        later = enabled & ~((1 << last + 1) - 1)
         return lowest(later or enabled)
 
 

@@ -14,9 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from fanwise._errors import LifetimeError
-
-from ._follow import ModelError, as_broken, same_twice
+from ._follow import ModelError, as_broken, built, same_twice
 from ._key import Keys, Unkeyable
 from ._schedulers import listed, lowest
 from ._world import Broken, World
@@ -75,12 +73,13 @@ class Search:
         try:
             while True:
                 world = World(cases)
-                self._build(world)
+                built(self.build, world)
                 gens, at = world._gens, world._at
                 always = world._always
                 for k in picks:
                     world._now = k
                     at[k] = next(gens[k], None)
+                world._now = -1
                 if always:
                     world._check_always()
                 alive, waiting = _masks(at)
@@ -102,6 +101,9 @@ class Search:
                         if world._counts:
                             self._count(world._counts)
                         break
+                    if depth >= limit:
+                        self.whole = False
+                        break
                     if k >= 0 and enabled >> k & 1:
                         if left:
                             rest = enabled & ~(1 << k)
@@ -112,9 +114,6 @@ class Search:
                         k = (enabled ^ rest).bit_length() - 1
                         if rest:
                             stack.append((depth, rest, left))
-                    if depth == limit:
-                        self.whole = False
-                        break
                     picks.append(k)
                     depth += 1
                     states += 1
@@ -156,6 +155,7 @@ class Search:
         except Exception as error:
             self._broke(error, picks, world)
             steps += len(self.picks)
+            schedules += 1
         self.schedules += schedules
         self.steps += steps
         self.states += states
@@ -184,7 +184,7 @@ class Search:
                 way, k = work.pop()
                 picks = [*way, k] if k >= 0 else []
                 world = World(cases)
-                self._build(world)
+                built(self.build, world)
                 gens, at = world._gens, world._at
                 always = world._always
                 for k in picks:
@@ -239,7 +239,7 @@ class Search:
                             ways &= ~(1 << k)
                             if ways:
                                 here = bytes(picks)
-                                work += [(here, i) for i in listed(ways)]
+                                work += [(here, i) for i in reversed(listed(ways))]
                     elif not goes_on:
                         k = lowest(enabled)
                     picks.append(k)
@@ -273,29 +273,19 @@ class Search:
                     if not later:
                         break
                     level += 1
-                    work, later = later, []
+                    work, later = later[::-1], []
         except Unkeyable:
             world._close()
             raise
         except Exception as error:
             self._broke(error, picks, world)
             steps += len(self.picks)
+            schedules += 1
         self.schedules += schedules
         self.steps += steps
         self.states = len(seen)
 
     # -- what both do --
-
-    def _build(self, world: World) -> None:
-        try:
-            self.build(world)
-        except (Broken, LifetimeError):
-            raise
-        except Exception as error:
-            world._close()
-            raise ModelError(
-                f"the model cannot be built: {type(error).__name__}: {error}"
-            ) from error
 
     def _count(self, counts: dict[str, int]) -> None:
         for name, value in counts.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from fanwise.lifetime import Until
 
-from ._world import Step, World, is_body
+from ._world import Broken, Step, World, is_body
 
 
 class WaitQueue:
@@ -88,6 +88,7 @@ class Worker:
         self.holders = (name,)  # who waits for the worker waits for its task
         self._works: list[_Work] = []
         self._busy: _Work | None = None
+        world._parts.append(self)
         world.task(name, self._loop(), daemon=daemon)
 
     def queue(self, work: Callable[[], Any]) -> bool:
@@ -108,6 +109,10 @@ class Worker:
     def idle(self) -> bool:
         """Whether nothing is queued or being done."""
         return not self._works and self._busy is None
+
+    def _at_end(self) -> None:
+        if self._busy is not None:
+            raise Broken("no-deadlock", f"{self.name} never ends what it does")
 
     def _loop(self) -> Generator[Step, None, None]:
         while True:
