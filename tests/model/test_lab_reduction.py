@@ -21,7 +21,7 @@ def compare(program, bound):
 
 
 @pytest.mark.parametrize("bound", [0, 1, 2, None])
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(program=programs)
 def test_little_programs_end_where_brute_force_ends(bound, program):
     compare(program, bound)

@@ -21,21 +21,35 @@ def explore(
     steps: int = STEPS,
     seconds: float | None = None,
     twice: int = TWICE,
+    keep_going: bool = False,
 ) -> Result:
     """Cover every schedule with at most ``bound`` preemptions (None: every schedule).
 
     ``reduce=False`` runs each of them. ``steps`` is the most that one schedule may have and
     ``seconds`` the processor time to spend: when either is reached the verdict is not ``holds``.
-    One schedule of ``twice`` is run twice. Raises ModelError when the model cannot be built.
+    One schedule of ``twice`` is run twice. ``keep_going`` searches on when something broke: the
+    verdict is the same, and the figures are those of the whole search. Raises ModelError when the
+    model cannot be built.
     """
     not_keyed = None
-    search = Search(design.build, bound=bound, steps=steps, seconds=seconds, twice=twice)
+
+    def new() -> Search:
+        return Search(
+            design.build,
+            bound=bound,
+            steps=steps,
+            seconds=seconds,
+            twice=twice,
+            keep_going=keep_going,
+        )
+
+    search = new()
     if reduce:
         try:
             search.reduced()
         except Unkeyable as error:
             not_keyed = str(error)
-            search = Search(design.build, bound=bound, steps=steps, seconds=seconds, twice=twice)
+            search = new()
     if not reduce or not_keyed:
         search.plain()
     result = _result(design, Bounds(bound, steps))

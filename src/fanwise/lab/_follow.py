@@ -142,9 +142,13 @@ def same_twice(build: Callable[[World], None], picks: Sequence[int]) -> Broken |
             if not one._enabled() >> task & 1:
                 can = f"{LETTERS[task]} cannot do a step here"
                 return _differs(picks[:number], "the first time it could", can)
+            came = []
             for world in worlds:
                 activate(world)
-                world._step(task)
+                came.append(attempt(partial(world._step, task)))
+            if came[0] is not None or came[1] is not None:
+                texts = [f"breaks {c.property}: {c.seen}" if c else "breaks nothing" for c in came]
+                return None if texts[0] == texts[1] else _differs(picks[: number + 1], *texts)
         keys = Keys()
         try:
             same = keys.tokens(one) == keys.tokens(two)

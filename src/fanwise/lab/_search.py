@@ -30,7 +30,8 @@ class Search:
 
     ``broken`` is what broke first, None if nothing did, and ``picks`` leads to it. ``whole`` says
     that nothing within the bound was left out. ``states`` counts the states that were told apart
-    (reduced), or the steps that were taken for the first time (plain).
+    (reduced), or the steps that were taken for the first time (plain). ``keep_going`` searches on
+    behind what breaks, to compare how much there is to search.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class Search:
         steps: int,
         seconds: float | None = None,
         twice: int = TWICE,
+        keep_going: bool = False,
     ) -> None:
         self.build = build
         self.bound = FREE if bound is None else bound
         self.limit = steps
         self.until = None if seconds is None else time.process_time() + seconds
         self.twice = twice
+        self.keep_going = keep_going
         self.broken: Broken | None = None
         self.picks: list[int] = []
         self.whole = True
@@ -70,9 +73,9 @@ class Search:
         left = self.bound
         schedules = steps = states = 0
         k = -1
-        try:
-            while True:
-                world = World(cases)
+        while True:
+            world = World(cases)
+            try:
                 built(self.build, world)
                 gens, at = world._gens, world._at
                 always = world._always
@@ -135,27 +138,26 @@ class Search:
                     if len(at) != tasks:
                         alive, waiting = _masks(at)
                         tasks = len(at)
-                steps += depth
-                schedules += 1
-                world._close()
-                if not schedules % self.twice:
-                    self._twice(picks)
-                    if self._late():
-                        break
-                if not stack:
-                    break
-                depth, rest, left = stack.pop()
-                more = rest & (rest - 1)
-                if more:
-                    stack.append((depth, more, left))
-                states += 1
-                del picks[depth:]
-                picks.append((rest ^ more).bit_length() - 1)
-                k = -1
-        except Exception as error:
-            self._broke(error, picks, world)
-            steps += len(self.picks)
+            except Exception as error:
+                self._broke(error, picks, world)
+                depth = len(picks)
+            steps += depth
             schedules += 1
+            world._close()
+            if self.broken is not None and not self.keep_going:
+                break
+            if not schedules % self.twice and (self._differs(picks) or self._late()):
+                break
+            if not stack:
+                break
+            depth, rest, left = stack.pop()
+            more = rest & (rest - 1)
+            if more:
+                stack.append((depth, more, left))
+            states += 1
+            del picks[depth:]
+            picks.append((rest ^ more).bit_length() - 1)
+            k = -1
         self.schedules += schedules
         self.steps += steps
         self.states += states
@@ -179,11 +181,11 @@ class Search:
         later: list[tuple[bytes, int]] = []
         picks: list[int] = []
         schedules = steps = 0
-        try:
-            while True:
-                way, k = work.pop()
-                picks = [*way, k] if k >= 0 else []
-                world = World(cases)
+        while True:
+            way, k = work.pop()
+            picks = [*way, k] if k >= 0 else []
+            world = World(cases)
+            try:
                 built(self.build, world)
                 gens, at = world._gens, world._at
                 always = world._always
@@ -262,25 +264,24 @@ class Search:
                     if len(at) != tasks:
                         alive, waiting = _masks(at)
                         tasks = len(at)
-                steps += depth
-                schedules += 1
+            except Unkeyable:
                 world._close()
-                if not schedules % self.twice:
-                    self._twice(picks)
-                    if self._late():
-                        break
-                if not work:
-                    if not later:
-                        break
-                    level += 1
-                    work, later = later[::-1], []
-        except Unkeyable:
-            world._close()
-            raise
-        except Exception as error:
-            self._broke(error, picks, world)
-            steps += len(self.picks)
+                raise
+            except Exception as error:
+                self._broke(error, picks, world)
+                depth = len(picks)
+            steps += depth
             schedules += 1
+            world._close()
+            if self.broken is not None and not self.keep_going:
+                break
+            if not schedules % self.twice and (self._differs(picks) or self._late()):
+                break
+            if not work:
+                if not later:
+                    break
+                level += 1
+                work, later = later[::-1], []
         self.schedules += schedules
         self.steps += steps
         self.states = len(seen)
@@ -292,10 +293,11 @@ class Search:
             low, high = self.counts.get(name, (value, value))
             self.counts[name] = (min(low, value), max(high, value))
 
-    def _twice(self, picks: list[int]) -> None:
+    def _differs(self, picks: list[int]) -> bool:
         broken = same_twice(self.build, picks)
         if broken is not None:
-            raise broken
+            self.broken, self.picks = broken, picks.copy()
+        return broken is not None
 
     def _late(self) -> bool:
         if self.until is not None and time.process_time() > self.until:
@@ -307,8 +309,9 @@ class Search:
         world._close()
         if isinstance(error, ModelError):
             raise error
-        self.broken = as_broken(error)
-        self.picks = picks.copy()
+        if self.broken is None:
+            self.broken = as_broken(error)
+            self.picks = picks.copy()
 
 
 def _masks(at: Sequence[object]) -> tuple[int, int]:
