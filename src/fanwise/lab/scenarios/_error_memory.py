@@ -1,0 +1,660 @@
+"""The designs of the error event's memory that were argued about, each as the kernel calls it.
+
+REFS      what an event refers to is what the designs differ in; see each.
+LOCKING   the group's notification lock. A section under it is one step; what a design does after
+          it has dropped the lock, so as not to encode a file handle or allocate, is another.
+LIFETIME  SLOT, CLAIMED_SLOT, COUNTED_SLOT and REPLACED_SLOT of slots that hang on a mark, POOLED
+          and RECORD of memory that is the group's.
+"""
+
+from fanwise.lab import Refcount
+from fanwise.lifetime import Lifetime
+
+from ._kernel_group import Design, Kernel, Mark, Slot, Steps
+
+_IDLE = ("IDLE", "FREED")
+_IN_USE = {
+    "a slot that counts errors is in use": lambda s: (s.count > 0) == (s.state not in _IDLE),
+}
+
+SLOT: Lifetime[Slot] = Lifetime(
+    "Slot",
+    states=("IDLE", "QUEUED", "ORPHAN", "FREED"),
+    transitions={
+        "queue": "IDLE -> QUEUED",
+        "take": "QUEUED -> IDLE",
+        "mark dies": "QUEUED -> ORPHAN",
+        "take orphan": "ORPHAN -> FREED",
+        "free": "IDLE -> FREED",
+    },
+    invariants={
+        "only an orphan has lost its mark": lambda s: s.alive or s.state in ("ORPHAN", "FREED")
+    },
+)
+"""A slot whose mark looks only whether it is queued."""
+
+CLAIMED_SLOT: Lifetime[Slot] = Lifetime(
+    "Claimed slot",
+    states=("IDLE", "CLAIMED", "QUEUED", "FREED"),
+    transitions={
+        "claim": "IDLE -> CLAIMED",
+        "queue": "IDLE, CLAIMED -> QUEUED",
+        "give up": "CLAIMED -> IDLE",
+        "take": "QUEUED -> IDLE",
+        "free": "IDLE -> FREED",
+    },
+    invariants=_IN_USE,
+)
+"""A slot that a raiser claims before it drops the lock to fill it."""
+
+
+def _empty(slot: Slot, transition: str) -> int:
+    """Take the errors out of a slot; returns how many there were."""
+    count, slot.count, slot.object = slot.count, 0, None
+    slot.go(transition)
+    return count
+
+
+class OnStack(Design):
+    """Designs whose reader copies the slot to its stack under the lock, and so empties it."""
+
+    def read(self) -> Steps:
+        """Take, copy to user space, let go."""
+        kernel = self.kernel
+        slot = kernel.group.queue.pop(0)
+        obj, count, mark = slot.object, slot.count, slot.mark
+        kernel.world.case("dequeue", "the event is copied to the stack, and its slot emptied")
+        self.taken(slot)
+        yield "copy to user space"
+        kernel.tell(obj, count)
+        self.copied(mark)
+
+    def taken(self, slot: Slot) -> None:
+        """Empty a slot that was taken off the queue. Under the lock."""
+        _empty(slot, "take")
+
+    def copied(self, mark: Mark | None) -> None:
+        """Let go of what the event referred to."""
+
+    def free_event(self, slot: Slot) -> None:
+        """Empty it; the errors are dropped with the group."""
+        self.kernel.dropped += slot.count
+        self.taken(slot)
+
+
+class SlotHoldsMark(OnStack):
+    """The mark owns the slot, and the queued event holds the mark.
+
+    ``plainly``: the reference is taken as the proposal did, not caring whether there is one left.
+    """
+
+    def __init__(self, *, plainly: bool = False) -> None:
+        self.plainly = plainly
+
+    def attach(self, mark: Mark) -> None:
+        """Allocate the slot."""
+        mark.slot = self.kernel.memory.alloc(Slot(CLAIMED_SLOT))
+        mark.slot.mark = mark
+
+    def insert(self, mark: Mark, obj: str) -> Steps:
+        """Claim, fill without the lock, queue."""
+        kernel, world = self.kernel, self.kernel.world
+        yield "claim the slot"
+        slot = mark.slot
+        assert slot is not None
+        kernel.accept()
+        slot.count += 1
+        if slot.count > 1:
+            return
+        slot.go("claim")
+        world.case("enqueue", "the lock is dropped to encode the file handle")
+        yield "encode the file handle"
+        slot.object = obj
+        yield "queue the slot"
+        group = kernel.group
+        if group.shutdown or not self._get(mark):
+            world.case("enqueue", "a claimed slot cannot be queued, and is emptied")
+            kernel.dropped += _empty(slot, "give up")
+            return
+        slot.go("queue")
+        group.queue.append(slot)
+
+    def _get(self, mark: Mark) -> bool:
+        if self.plainly:
+            mark.refs.get()
+            return True
+        return mark.refs.get_not_zero()
+
+    def copied(self, mark: Mark | None) -> None:
+        """Drop the mark."""
+        assert mark is not None
+        self.kernel.world.case("dequeue", "the mark is dropped")
+        mark.refs.put()
+
+    def free_event(self, slot: Slot) -> None:
+        """Empty it, and drop the mark."""
+        mark = slot.mark
+        super().free_event(slot)
+        self.copied(mark)
+
+    def free_mark(self, mark: Mark) -> None:
+        """Free the slot along with the mark."""
+        slot = mark.slot
+        assert slot is not None
+        slot.go("free")
+        self.kernel.memory.free(slot)
+
+
+class Weak(OnStack):
+    """Designs that cut the reference: mark and event know whether the other is still there."""
+
+    lifetime = SLOT
+
+    def attach(self, mark: Mark) -> None:
+        """Allocate the slot."""
+        mark.slot = self.kernel.memory.alloc(Slot(self.lifetime))
+
+    def free(self, slot: Slot, transition: str) -> None:
+        """Free a slot."""
+        slot.go(transition)
+        self.kernel.memory.free(slot)
+
+
+class SlotMarkAlive(Weak):
+    """A flag in the slot says whether its mark is alive; the lock is dropped to fill the slot."""
+
+    def insert(self, mark: Mark, obj: str) -> Steps:
+        """Look, fill without the lock, queue."""
+        kernel, world = self.kernel, self.kernel.world
+        yield "look at the slot"
+        slot = mark.slot
+        if slot is None:
+            world.case("enqueue", "the mark is dying, and has no slot")
+            kernel.refuse(mark, "the slot is gone")
+            return
+        kernel.accept()
+        slot.count += 1
+        if slot.count > 1:
+            return
+        world.case("enqueue", "the lock is dropped to encode the file handle")
+        yield "encode the file handle"
+        slot.object = obj
+        yield "queue the slot"
+        group = kernel.group
+        if group.shutdown:
+            world.case("enqueue", "a filled slot cannot be queued, and is emptied")
+            kernel.dropped += slot.count
+            slot.count = 0
+            return
+        slot.go("queue")
+        group.queue.append(slot)
+
+    def freeing_mark(self, mark: Mark) -> None:
+        """Free the slot, or have who takes it off the queue do it."""
+        slot, mark.slot = mark.slot, None
+        assert slot is not None
+        if slot.state == "QUEUED":
+            slot.alive = False
+            slot.go("mark dies")
+        else:
+            self.free(slot, "free")
+
+    def taken(self, slot: Slot) -> None:
+        """Empty the slot; free it when its mark is gone."""
+        if slot.alive:
+            _empty(slot, "take")
+            return
+        self.kernel.world.case("dequeue", "the mark is gone, so the slot is freed")
+        self.free(slot, "take orphan")
+
+
+class SlotBounceBuffer(SlotMarkAlive):
+    """The same, and the file handle is encoded into a buffer before the lock is taken."""
+
+    def insert(self, mark: Mark, obj: str) -> Steps:
+        """Encode, then look, fill and queue under one lock."""
+        kernel, world = self.kernel, self.kernel.world
+        world.case("enqueue", "the file handle is encoded into a buffer on the stack")
+        yield "encode the file handle"
+        handle = obj
+        yield "fill and queue the slot"
+        slot, group = mark.slot, kernel.group
+        if slot is None:
+            world.case("enqueue", "the mark is dying, and has no slot")
+            kernel.refuse(mark, "the slot is gone")
+            return
+        if group.shutdown:
+            kernel.refuse(mark, "the group has stopped")
+            return
+        kernel.accept()
+        slot.count += 1
+        if slot.count == 1:
+            slot.object = handle
+            slot.go("queue")
+            group.queue.append(slot)
+
+
+class SlotErrCount(Weak):
+    """The number of errors says that the slot is in use: whoever makes it zero frees an orphan.
+
+    ``posted``: as it was sketched in the debate, where the mark keeps its pointer to an orphan, and
+    an insertion that fails keeps the slot.
+    """
+
+    lifetime = CLAIMED_SLOT
+
+    def __init__(self, *, posted: bool = False) -> None:
+        self.posted = posted
+
+    def insert(self, mark: Mark, obj: str) -> Steps:
+        """Claim by counting, fill without the lock, queue."""
+        kernel, world = self.kernel, self.kernel.world
+        yield "claim the slot"
+        slot = mark.slot
+        if slot is None:
+            world.case("enqueue", "the mark is dying, and has no slot")
+            kernel.refuse(mark, "the slot is gone")
+            return
+        kernel.accept()
+        slot.count += 1
+        if slot.count > 1:
+            return
+        slot.go("claim")
+        world.case("enqueue", "the lock is dropped to encode the file handle")
+        yield "encode the file handle"
+        slot.object = obj
+        yield "queue the slot"
+        group = kernel.group
+        if group.shutdown:
+            kernel.dropped += slot.count
+            if self.posted:
+                return
+            world.case("enqueue", "a claimed slot cannot be queued, and is emptied")
+            _empty(slot, "give up")
+            if not slot.alive:
+                world.case("enqueue", "the mark is gone meanwhile, so the slot is freed")
+                self.free(slot, "free")
+            return
+        slot.go("queue")
+        group.queue.append(slot)
+
+    def freeing_mark(self, mark: Mark) -> None:
+        """Free a slot that counts nothing; leave another to who makes it count nothing."""
+        slot = mark.slot
+        assert slot is not None
+        if not self.posted or not slot.count:
+            mark.slot = None
+        if slot.count:
+            slot.alive = False
+        else:
+            self.free(slot, "free")
+
+    def taken(self, slot: Slot) -> None:
+        """Empty the slot; free it when its mark is gone."""
+        _empty(slot, "take")
+        if not slot.alive:
+            self.kernel.world.case("dequeue", "the mark is gone, so the slot is freed")
+            self.free(slot, "free")
+
+
+COUNTED_SLOT: Lifetime[Slot] = Lifetime(
+    "Counted slot",
+    states=("IDLE", "CLAIMED", "QUEUED", "FREED"),
+    transitions={
+        "claim": "IDLE -> CLAIMED",
+        "queue": "CLAIMED -> QUEUED",
+        "give up": "CLAIMED -> IDLE",
+        "take": "QUEUED -> IDLE",
+        "free": "IDLE -> FREED",
+    },
+    invariants={
+        **_IN_USE,
+        "a slot in use has references": lambda s: (
+            s.state not in ("CLAIMED", "QUEUED") or (s.refs is not None and s.refs.value > 0)
+        ),
+    },
+)
+"""A slot with references: one of its mark, and one while it is claimed or queued."""
+
+
+class SlotRefcount(Weak):
+    """A reference count of its own: one reference of the mark, one of who queues and reads."""
+
+    lifetime = COUNTED_SLOT
+
+    def attach(self, mark: Mark) -> None:
+        """Allocate the slot."""
+        super().attach(mark)
+        slot = mark.slot
+        assert slot is not None
+        slot.refs = Refcount(self.kernel.world, "the slot", 1)
+
+    def insert(self, mark: Mark, obj: str) -> Steps:
+        """Claim with a reference, fill without the lock, queue."""
+        kernel, world = self.kernel, self.kernel.world
+        yield "claim the slot"
+        slot = mark.slot
+        if slot is None:
+            world.case("enqueue", "the mark is dying, and has no slot")
+            kernel.refuse(mark, "the slot is gone")
+            return
+        kernel.accept()
+        slot.count += 1
+        if slot.count > 1:
+            return
+        assert slot.refs is not None
+        slot.refs.get()
+        slot.go("claim")
+        world.case("enqueue", "the lock is dropped to encode the file handle")
+        yield "encode the file handle"
+        slot.object = obj
+        yield "queue the slot"
+        group = kernel.group
+        if group.shutdown:
+            world.case("enqueue", "a claimed slot cannot be queued, and is emptied")
+            kernel.dropped += _empty(slot, "give up")
+            self._put(slot)
+            return
+        slot.go("queue")
+        group.queue.append(slot)
+
+    def freeing_mark(self, mark: Mark) -> None:
+        """Drop the mark's reference."""
+        slot, mark.slot = mark.slot, None
+        assert slot is not None
+        self._put(slot)
+
+    def taken(self, slot: Slot) -> None:
+        """Empty the slot, and drop the queue's reference."""
+        _empty(slot, "take")
+        self._put(slot)
+
+    def _put(self, slot: Slot) -> None:
+        assert slot.refs is not None
+        if slot.refs.put():
+            self.free(slot, "free")
+
+
+class SlotReplace(Design):
+    """Whoever reads takes the slot along, and gives the mark a new one that it allocated first.
+
+    The event points back to its mark, which gets the new slot. ``posted``: nothing keeps that
+    mark, and nothing tells the event that it is gone; otherwise the dying mark cuts the pointer.
+    """
+
+    def __init__(self, *, posted: bool = False) -> None:
+        self.posted = posted
+
+    def attach(self, mark: Mark) -> None:
+        """Allocate the first slot."""
+        self._give(mark, self.kernel.memory.alloc(Slot(REPLACED_SLOT)))
+
+    def _give(self, mark: Mark, slot: Slot) -> None:
+        mark.slot, slot.mark = slot, mark
+
+    def insert(self, mark: Mark, obj: str) -> Steps:
+        """Fill and queue under the lock, file handle included."""
+        kernel, world = self.kernel, self.kernel.world
+        world.case(
+            "enqueue", "the file handle is encoded under the lock, into room that was guessed"
+        )
+        yield "fill and queue the slot"
+        slot, group = mark.slot, kernel.group
+        if slot is None:
+            world.case("enqueue", "the mark is dying, and has no slot")
+            kernel.refuse(mark, "the slot is gone")
+            return
+        if group.shutdown:
+            kernel.refuse(mark, "the group has stopped")
+            return
+        kernel.accept()
+        slot.count += 1
+        if slot.count == 1:
+            slot.object = obj
+            slot.go("queue")
+            group.queue.append(slot)
+
+    def read(self) -> Steps:
+        """Look, allocate without the lock, look again, replace and take, copy, free."""
+        kernel, world = self.kernel, self.kernel.world
+        queue = kernel.group.queue
+        while queue:
+            slot = queue[0]
+            if slot.mark is None:
+                world.case("dequeue", "the mark is gone, so the slot is not replaced")
+                break
+            world.case("dequeue", "the lock is dropped to allocate a new slot")
+            yield "allocate a new slot"
+            new = kernel.memory.alloc(Slot(REPLACED_SLOT))
+            yield "replace and take"
+            if not queue or queue[0] is not slot:
+                world.case("dequeue", "another reader was faster, so all is done again")
+                world.count("retries")
+                self._free(new)
+                continue
+            mark = slot.mark
+            if mark is None:
+                world.case("dequeue", "the mark is gone meanwhile, so the new slot is freed")
+                self._free(new)
+            else:
+                self._give(mark, new)
+            break
+        else:
+            return
+        queue.pop(0)
+        slot.go("take")
+        yield "copy to user space"
+        kernel.tell(slot.object, slot.count)
+        self._free(slot)
+
+    def free_event(self, slot: Slot) -> None:
+        """Free it."""
+        self.kernel.dropped += slot.count
+        if self.posted and slot.mark is not None and slot.mark.slot is slot:
+            slot.mark.slot = None
+        slot.go("take")
+        self._free(slot)
+
+    def freeing_mark(self, mark: Mark) -> None:
+        """Free the slot, or leave it to its reader."""
+        if self.posted:
+            return
+        slot, mark.slot = mark.slot, None
+        assert slot is not None
+        slot.mark = None
+        if slot.state == "IDLE":
+            self._free(slot)
+
+    def free_mark(self, mark: Mark) -> None:
+        """As posted: free whatever slot there is."""
+        if mark.slot is not None:
+            self._free(mark.slot)
+
+    def _free(self, slot: Slot) -> None:
+        slot.go("free")
+        self.kernel.memory.free(slot)
+
+
+REPLACED_SLOT: Lifetime[Slot] = Lifetime(
+    "Replaced slot",
+    states=("IDLE", "QUEUED", "TAKEN", "FREED"),
+    transitions={
+        "queue": "IDLE -> QUEUED",
+        "take": "QUEUED -> TAKEN",
+        "free": "IDLE, QUEUED, TAKEN -> FREED",
+    },
+    invariants={"an idle slot counts nothing": lambda s: s.state != "IDLE" or not s.count},
+)
+"""A slot that is filled once."""
+
+POOLED: Lifetime[Slot] = Lifetime(
+    "Pooled event",
+    states=("FREE", "QUEUED", "HELD", "FREED"),
+    transitions={
+        "fill": "FREE -> QUEUED",
+        "take": "QUEUED -> HELD",
+        "put back": "QUEUED, HELD -> FREE",
+        "free": "FREE -> FREED",
+    },
+    invariants={
+        "an event that is queued or held counts errors": lambda s: (
+            (s.count > 0) == (s.state in ("QUEUED", "HELD"))
+        ),
+    },
+)
+"""An event of a group's pool."""
+
+
+class Pool(Design):
+    """A pool of the group, and merging in the queue; an event refers to nothing.
+
+    ``size`` is how many events the pool has. ``merge_first`` is whether an error looks for one to
+    merge with before it needs an event of its own; the kernel allocates first.
+    """
+
+    def __init__(self, size: int, *, merge_first: bool = True) -> None:
+        self.size = size
+        self.merge_first = merge_first
+        self.free: list[Slot] = []
+
+    def begin(self, kernel: Kernel) -> None:
+        """Fill the pool."""
+        super().begin(kernel)
+        self.free = [kernel.memory.alloc(Slot(POOLED)) for _ in range(self.size)]
+
+    def insert(self, mark: Mark, obj: str) -> Steps:
+        """Merge with the queued error of the filesystem, or queue one of the pool."""
+        kernel = self.kernel
+        if not self.merge_first:
+            yield "allocate an event"
+            spare = self.free.pop() if self.free else None
+            if spare is None:
+                kernel.refuse(mark, "the pool is empty")
+                return
+            spare.object = obj
+            yield "merge or queue"
+            self._merge_or_queue(mark, spare)
+            return
+        yield "merge or queue"
+        if kernel.group.shutdown:
+            kernel.refuse(mark, "the group has stopped")
+            return
+        queue = kernel.group.queue
+        if queue:
+            kernel.accept()
+            queue[0].count += 1
+        elif self.free:
+            spare = self.free.pop()
+            spare.object = obj
+            self._queue(spare)
+        else:
+            kernel.refuse(mark, "the pool is empty")
+
+    def _merge_or_queue(self, mark: Mark, spare: Slot) -> None:
+        kernel = self.kernel
+        if kernel.group.shutdown:
+            kernel.refuse(mark, "the group has stopped")
+            self.free.append(spare)
+        elif kernel.group.queue:
+            kernel.accept()
+            kernel.group.queue[0].count += 1
+            self.free.append(spare)
+        else:
+            self._queue(spare)
+
+    def _queue(self, spare: Slot) -> None:
+        self.kernel.accept()
+        spare.count = 1
+        spare.go("fill")
+        self.kernel.group.queue.append(spare)
+
+    def read(self) -> Steps:
+        """Take, copy, put back."""
+        kernel = self.kernel
+        slot = kernel.group.queue.pop(0)
+        slot.go("take")
+        yield "copy to user space"
+        kernel.tell(slot.object, slot.count)
+        yield "put back"
+        self._put_back(slot)
+
+    def free_event(self, slot: Slot) -> None:
+        """Put it back."""
+        self.kernel.dropped += slot.count
+        self._put_back(slot)
+
+    def _put_back(self, slot: Slot) -> None:
+        _empty(slot, "put back")
+        self.free.append(slot)
+
+    def free_group(self) -> None:
+        """Free the pool, to which every event has come back."""
+        for slot in self.free:
+            slot.go("free")
+            self.kernel.memory.free(slot)
+
+
+class Details(Design):
+    """Records without an object, in a ring of the group; what finds no room is counted in the last.
+
+    A record is small and needs no file handle, so it is written, and copied out, under the lock.
+    """
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.free: list[Slot] = []
+
+    def begin(self, kernel: Kernel) -> None:
+        """Allocate the ring."""
+        super().begin(kernel)
+        self.free = [kernel.memory.alloc(Slot(RECORD)) for _ in range(self.room)]
+
+    def insert(self, mark: Mark, obj: str) -> Steps:
+        """Write a record, or count the error in the last one."""
+        kernel = self.kernel
+        yield "write a record"
+        queue = kernel.group.queue
+        if kernel.group.shutdown:
+            kernel.refuse(mark, "the group has stopped")
+            return
+        kernel.accept()
+        if self.free:
+            record = self.free.pop()
+            record.count = 1
+            record.go("write")
+            queue.append(record)
+        else:
+            kernel.world.case(
+                "enqueue", "the ring is full, so the error is counted in the last record"
+            )
+            queue[-1].count += 1
+
+    def read(self) -> Steps:
+        """Take a record as a copy."""
+        kernel = self.kernel
+        record = kernel.group.queue.pop(0)
+        count = _empty(record, "take")
+        self.free.append(record)
+        yield "copy to user space"
+        kernel.world.count("errors told without their object", count)
+        kernel.tell("", count)
+
+    def free_event(self, slot: Slot) -> None:
+        """Drop it."""
+        self.kernel.dropped += _empty(slot, "take")
+        self.free.append(slot)
+
+    def free_group(self) -> None:
+        """Free the ring."""
+        for record in self.free:
+            record.go("free")
+            self.kernel.memory.free(record)
+
+
+RECORD: Lifetime[Slot] = Lifetime(
+    "Record",
+    states=("IDLE", "QUEUED", "FREED"),
+    transitions={"write": "IDLE -> QUEUED", "take": "QUEUED -> IDLE", "free": "IDLE -> FREED"},
+    invariants=_IN_USE,
+)
+"""A place in the ring of a group."""
