@@ -1,3 +1,7 @@
 """The catalogue: one module for each scenario, loaded when it is asked for."""
 
-CATALOGUE: tuple[str, ...] = ()
+CATALOGUE: tuple[str, ...] = (
+    "error-event",
+    "note-queue",
+    "write-back",
+)

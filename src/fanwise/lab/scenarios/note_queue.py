@@ -61,11 +61,13 @@ class Desk:
     """Two who post, one who reads, and what the reader knows of what was posted.
 
     A queue gives the notes in the order in which they were posted, so those between two that were
-    read one after the other are missing.
+    read one after the other are missing. ``anew``: a reader that is told of a loss finds out by
+    itself how things stand then, and so knows of all that was posted before.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, anew: bool = False) -> None:
         self.world = world
+        self.anew = anew
         self.posted: list[str] = []
         self.at = 0  # what is posted before it the reader knows of
         self.told: int | None = 0  # lost since the last note; None: some
@@ -93,12 +95,17 @@ class Desk:
 
     def read(self, note: str) -> None:
         """The reader has a note."""
-        where = self.posted.index(note, self.at)
+        where = self.posted.index(note)
+        if self.anew and where < self.at:
+            return
         self._judge(where, f"before {note}")
         self.at, self.told = where + 1, 0
 
     def read_loss(self, count: int | None) -> None:
         """The reader is told of a loss, of a number of notes if that is known."""
+        if self.anew:
+            self.at = len(self.posted)
+            return
         self.told = None if count is None or self.told is None else self.told + count
 
     def _judge(self, until: int, where: str) -> None:
@@ -279,6 +286,13 @@ class Counted:
         name = note.encode() * (length * 60)
         self.queue.add(Event(m.CREATE, key=note.encode(), dir=b"dir", name=name), m.CREATE)
 
+    def lose(self) -> Steps:
+        """Take in that the source, the kernel's own queue, lost two."""
+        yield "the source loses two"
+        self.desk.posted += ["lost by the source"] * 2
+        self.queue.lose(2, None)
+        self.desk.posting -= 1
+
     def readable(self) -> bool:
         """Whether there is an event."""
         return bool(len(self.queue))
@@ -305,7 +319,6 @@ class Counted:
     lifetimes=[SLOT],
 )
 def fixed_slots(world: World) -> None:
-    """Build a pipe with two slots."""
     desk = Desk(world)
     desk.begin(Pipe(desk))
 
@@ -316,7 +329,6 @@ def fixed_slots(world: World) -> None:
     lifetimes=[OVERFLOW],
 )
 def inline_overflow(world: World) -> None:
-    """Build a queue of two events."""
     desk = Desk(world)
     desk.begin(Inline(desk))
 
@@ -326,6 +338,8 @@ def inline_overflow(world: World) -> None:
     "An overflow in line for each gap, with the number of what is lost there: fanwise's own code.",
 )
 def counted_loss(world: World) -> None:
-    """Build fanwise's queue, of two events."""
     desk = Desk(world)
-    desk.begin(Counted(desk))
+    queue = Counted(desk)
+    desk.begin(queue)
+    desk.posting += 1
+    world.task("source", queue.lose())

@@ -335,7 +335,6 @@ class Listening:
 
 @SCENARIO.design("last-error", "One field: the last error wins, and whoever asks clears it.")
 def last_error(world: World) -> None:
-    """Build two that write back and two descriptors."""
     inode = Inode(world)
     inode.begin(LastError(inode))
 
@@ -346,7 +345,6 @@ def last_error(world: World) -> None:
     lifetimes=[WB_ERR],
 )
 def errseq(world: World) -> None:
-    """Build the same with the kernel's errseq_t."""
     inode = Inode(world)
     inode.begin(ErrSeq(inode))
 
@@ -357,7 +355,6 @@ def errseq(world: World) -> None:
     lifetimes=[WB_ERR],
 )
 def errseq_retry(world: World) -> None:
-    """Build the same with a loop."""
     inode = Inode(world)
     inode.begin(ErrSeq(inode, retry=True))
 
@@ -368,5 +365,4 @@ def errseq_retry(world: World) -> None:
     lifetimes=[MARK, GROUP, READER, RESERVE, SLOT, READ],
 )
 def event_merge(world: World) -> None:
-    """Build two that write back and two groups."""
     Listening(world)

@@ -1,0 +1,96 @@
+"""What a full queue tells: the verdicts, and what was learned on the way."""
+
+import pytest
+
+from fanwise.lab import Scenario, explore, replay
+from fanwise.lab.scenarios.note_queue import SCENARIO, Counted, Desk, Inline, Pipe
+from fanwise.notify.queue import Queue
+from tests.model.lab_verdicts import HOLDS, check_reduction, check_verdict
+
+DESIGNS = {
+    "fixed-slots": "whole-or-absent",
+    "inline-overflow": "loss-in-place",
+    "counted-loss": HOLDS,
+}
+
+# Letters: posters A and B, reader C.
+SCHEDULES = {
+    # The second part of b2 finds no slot.
+    ("fixed-slots", "B3C5"): "whole-or-absent",
+    # The overflow event stands before a1 when a2 and a3 are lost behind it.
+    ("inline-overflow", "B3C4A3C5"): "loss-in-place",
+}
+
+
+@pytest.mark.parametrize("slug", SCENARIO.designs)
+def test_the_verdict(slug):
+    check_verdict(SCENARIO[slug], DESIGNS[slug])
+
+
+@pytest.mark.parametrize("slug", SCENARIO.designs)
+def test_the_reduction_changes_no_verdict(slug):
+    check_reduction(SCENARIO[slug])
+
+
+@pytest.mark.parametrize(("slug", "schedule"), SCHEDULES)
+def test_a_schedule_breaks_it_again(slug, schedule):
+    assert replay(SCENARIO[slug], schedule).broken.property == SCHEDULES[slug, schedule]
+
+
+def test_without_a_bound_counting_holds_too():
+    assert explore(SCENARIO["counted-loss"], bound=None).verdict == "holds"
+
+
+def variant(queue, **reader):
+    scenario = Scenario("variants", "Variants", "Made here.", SCENARIO.properties)
+
+    @scenario.design("variant", "One of them.")
+    def build(world):
+        desk = Desk(world, **reader)
+        desk.begin(queue(desk))
+
+    return explore(scenario["variant"])
+
+
+def test_a_flag_is_in_the_right_place_when_no_note_takes_two_slots():
+    assert variant(lambda desk: Pipe(desk, longest=1)).verdict == "holds"
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_a_reader_that_starts_anew_is_right_with_one_overflow_event(limit):
+    assert variant(lambda desk: Inline(desk, limit), anew=True).verdict == "holds"
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_counting_holds_with_any_limit(limit):
+    assert variant(lambda desk: Counted(desk, limit)).verdict == "holds"
+
+
+ADD, POP = Queue.add, Queue._pop
+
+
+def add_and_keep_the_gap_open(self, event, mask):
+    lost = self._lost
+    woken = ADD(self, event, mask)
+    self._lost = self._lost or lost
+    return woken
+
+
+def pop_and_keep_the_gap_open(self, most=None):
+    lost = self._lost
+    out = POP(self, most)
+    self._lost = lost
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("add", add_and_keep_the_gap_open),
+        ("lose", lambda self, count, roots: False),
+        ("_pop", pop_and_keep_the_gap_open),
+    ],
+)
+def test_a_fault_put_into_our_own_queue_is_found(monkeypatch, name, wrong):
+    monkeypatch.setattr(Queue, name, wrong)
+    assert explore(SCENARIO["counted-loss"], bound=2).verdict == "breaks"
