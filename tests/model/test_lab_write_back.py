@@ -12,6 +12,7 @@ DESIGNS = {
     "last-error": "everyone-told",
     "errseq": "everyone-told",
     "errseq-retry": HOLDS,
+    "errseq-evict": "somebody-told",
     "event-merge": HOLDS,
 }
 
@@ -22,6 +23,8 @@ SCHEDULES = {
     # C has read EIO; ENOSPC comes in between, so C marks nothing; EIO again; D marks it, and now
     # the value is what C remembers.
     ("errseq", "A2C1B2C1A2D3C1"): "everyone-told",
+    # All is lost and the inode gone when C opens the file.
+    ("errseq-evict", "A3B2D1C3"): "somebody-told",
 }
 
 

@@ -18,7 +18,7 @@ _IN_USE = {
 }
 
 SLOT: Lifetime[Slot] = Lifetime(
-    "Slot",
+    "Error slot",
     states=("IDLE", "QUEUED", "ORPHAN", "FREED"),
     transitions={
         "queue": "IDLE -> QUEUED",

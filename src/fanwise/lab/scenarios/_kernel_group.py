@@ -33,7 +33,7 @@ class Mark:
 
 
 MARK: Lifetime[Mark] = Lifetime(
-    "Mark",
+    "Kernel mark",
     states=("M0", "M1", "M2", "M3", "M4", "M5", "M6"),
     transitions={
         "attach": "M0 -> M1",
@@ -64,7 +64,7 @@ class Group:
 
 
 GROUP: Lifetime[Group] = Lifetime(
-    "Group",
+    "Kernel group",
     states=("OPEN", "STOPPED", "UNMARKED", "REAPED", "FLUSHED", "PUT"),
     transitions={
         "stop (G1)": "OPEN -> STOPPED",
@@ -95,7 +95,7 @@ class Connector:
 
 
 CONNECTOR: Lifetime[Connector] = Lifetime(
-    "Connector",
+    "Kernel connector",
     states=("LIVE", "DETACHED", "FREED"),
     transitions={"detach": "LIVE -> DETACHED", "free": "DETACHED -> FREED"},
     invariants={"a detached connector has no marks": lambda c: c.state == "LIVE" or not c.marks},

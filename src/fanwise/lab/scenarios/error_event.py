@@ -9,13 +9,11 @@ from contextlib import suppress
 from fanwise._errors import ClosedError
 from fanwise.lab import Scenario, World
 from fanwise.lifetime import Until
+from fanwise.notify import group, mark, reader, reserve
 from fanwise.notify.event import ErrorEvent, Event
 from fanwise.notify.fsnotify import Fsnotify
-from fanwise.notify.group import CLOSE, GROUP as OUR_GROUP
-from fanwise.notify.mark import FILESYSTEM, MARK as OUR_MARK, On
+from fanwise.notify.mark import FILESYSTEM, On
 from fanwise.notify.mask import FS_ERROR
-from fanwise.notify.reader import READER
-from fanwise.notify.reserve import RESERVE, SLOT as OUR_SLOT, Slot as OurSlot
 
 from ._error_memory import (
     CLAIMED_SLOT,
@@ -50,29 +48,35 @@ live?
 own that could carry nothing else, the proposal of summer 2021 gave each mark of a filesystem one
 event, allocated with the mark. The first error fills it, later ones only count. Its proponents
 wanted what a slot gives: no allocation when it hurts, and a cascade of errors told as its
-beginning and its length. One version replaced the slot when it was read (`slot-replace`), which
-had a reader drop the notification lock, allocate, and look whether another reader had come first.
-The next one copied the slot to the stack under the lock, and let the queued event hold a
-reference to the mark, so that the mark could not go before its event (`slot-holds-mark`).
+beginning and its length. One version replaced the slot when it was read (`slot-replace`): a
+reader dropped the notification lock, allocated, and looked whether another reader had come first.
+As it was posted, the event pointed to a mark that nothing kept (`slot-replace-posted`). The next
+version copied the slot to the stack under the lock, and let the queued event hold a reference to
+the mark, so that the mark could not go before its event (`slot-holds-mark`).
 
 **What went wrong.** The end of a group has an order: marks first, all of them, then events. An
 event that holds a mark turns that round: the wait for marks sees only those that nobody refers
-to, so it returns, the event is freed, and now the mark dies, behind the back of a group that has
-ended. The review offered two ways out. One kept the slot and cut the reference: whoever frees
-either of mark and event looks whether the other is still there, by a flag (`slot-mark-alive`).
-But a file handle must not be encoded under the notification lock, so an insertion drops it, and
-meanwhile a slot that is not queued is freed with its mark. A buffer on the raiser's stack mends
-that (`slot-bounce-buffer`); so does taking the number of errors, which is not zero from the
-moment a raiser has claimed the slot, as the sign that it is in use (`slot-err-count`), or an
-honest reference count next to it (`slot-refcount`). A reviewer answered that he could not judge
-any of them before he saw the states and the ways between them. This page is what he asked for.
+to, so it returns, the event is freed, and only now the mark dies, behind the back of a group that
+has ended.
+
+The review offered two ways out. One kept the slot and cut the reference: whoever frees either of
+mark and event looks whether the other is still there, by a flag (`slot-mark-alive`). But a file
+handle must not be encoded under the notification lock, so an insertion drops it, and meanwhile a
+slot that is not queued is freed with its mark. A buffer on the raiser's stack mends that
+(`slot-bounce-buffer`). So does the number of errors, which is not zero from the moment a raiser
+has claimed the slot: it can say that the slot is in use (`slot-err-count`), if each way out of a
+claim is thought of, which the sketch did not do (`slot-err-count-posted`). An honest reference
+count next to it (`slot-refcount`) needs less thought. A reviewer answered that he could not judge
+any of them before he saw the possible states and the rules of going from one to the next. This
+page is what he asked for.
 
 **What was merged.** The other way out: the group has a pool of events, grown with its error
-marks, and error events merge in the queue as other events do (`group-reserve`). An event owns
-copies and refers to nothing, so there is nothing to order, and both insertion and reading lose
-their special cases. The size asked for was one event for each error mark. It is one too few as
-soon as a reader holds the event that it has taken off the queue (`group-reserve-short`); the
-kernel got round it with a pool that may sleep for more, fanwise counts its readers.
+marks, and error events merge in the queue as other events do. An event owns copies and refers to
+nothing, so there is nothing to order, and both insertion and reading lose their special cases.
+The size asked for was one event for each error mark. It is one too few as soon as a reader holds
+the event that it has taken off the queue (`group-reserve-short`). The kernel's pool has 32 and
+may sleep for more; fanwise's has one for each error mark and one for each reader
+(`group-reserve`).
 
 **Details.** Others would rather have had each error told by itself, with its place in the code,
 than the first one with a count. Such a record needs no file handle and so no mark, and a ring of
@@ -209,9 +213,9 @@ class Listening:
         self.owed = self.told = 0
         self.marks = {fs: self.group.add(On(FILESYSTEM, fs), FS_ERROR) for fs in ("a", "b")}
 
-    def _allocate(self) -> OurSlot:
+    def _allocate(self) -> reserve.Slot:
         self.world.might_sleep("allocating a slot")
-        return OurSlot()
+        return reserve.Slot()
 
     def raise_errors(self, *filesystems: str) -> Steps:
         """Raise an error of each filesystem, in atomic context."""
@@ -287,7 +291,7 @@ class Listening:
 @SCENARIO.design(
     "group-reserve",
     "A reserve of the group, of its error marks and its readers, with merging: fanwise's own code.",
-    lifetimes=[OUR_MARK, OUR_GROUP, READER, RESERVE, OUR_SLOT, CLOSE],
+    lifetimes=[mark.MARK, group.GROUP, reader.READER, reserve.RESERVE, reserve.SLOT, group.CLOSE],
 )
 def group_reserve(world: World) -> None:
     """Build a group with two marks, two readers of which one fails, and an unmounting."""

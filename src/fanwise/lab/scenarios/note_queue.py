@@ -141,7 +141,7 @@ class Cell:
 
 
 SLOT: Lifetime[Cell] = Lifetime(
-    "Slot",
+    "Note slot",
     states=("FREE", "QUEUED", "FLAGGED"),
     transitions={
         "post": "FREE -> QUEUED",

@@ -12,13 +12,11 @@ from typing import Protocol
 
 from fanwise.lab import Scenario, World
 from fanwise.lifetime import Lifetime, Until
+from fanwise.notify import group, mark, reader, reserve
 from fanwise.notify.event import ErrorEvent, Event
 from fanwise.notify.fsnotify import Fsnotify
-from fanwise.notify.group import GROUP, Group
-from fanwise.notify.mark import FILESYSTEM, MARK, On
+from fanwise.notify.mark import FILESYSTEM, On
 from fanwise.notify.mask import FS_ERROR
-from fanwise.notify.reader import READ, READER
-from fanwise.notify.reserve import RESERVE, SLOT
 
 Steps = Generator[str | Until, None, None]
 
@@ -33,23 +31,26 @@ writes back for everybody, and there is nobody to whom that thread could return 
 error has to be kept until somebody asks, with fsync: who, and how often is it told?
 
 **One field.** For a long time an inode had an error of its own, and fsync gave it back and
-cleared it (`last-error`). It costs nothing, and with one writer it is right. With two, the first
-one to ask takes the error along; the other is told that its data is safe. In 2018 a database
-learned of that the hard way: its checkpointer, which asks, had opened the file after another
-process had asked.
+cleared it (`last-error`). It costs nothing, and with one writer it is right. With two, whoever
+asks first takes the error along, and the other is told that its data is safe. In 2018 the authors
+of a database found that their checkpointer could be the other.
 
 **A value that counts.** Since 4.13 an inode keeps the errno, a counter, and whether anybody has
 seen it (`errseq`). Each descriptor remembers the value that it saw last, and is told when it
 differs. Its author wanted one word and no lock, no list of descriptors, and no memory to allocate
 in an error path; the counter moves only if the error before it was seen, so that it does not run
-round. Whoever opens a file is told also of an error that nobody has seen yet. It says that
-something was lost since the last time, not how often, and of several errors the last.
+round. Whoever opens a file is told also of an error that nobody has seen yet (since 4.17). It
+says that something was lost since the last time, not how often, and of several errors the last.
 
-One case is left open, and the comment in the code says that it does not matter: the value can
-change between being read and being marked as seen. Then the descriptor remembers a value as seen
-that nobody has marked. If the errno changes meanwhile, and back, and somebody else marks it, the
+One case is left open, and the comment in the code says that either outcome is fine: the value can
+change between being read and being marked as seen. Then the descriptor remembers as seen a value
+that nobody has marked. If the errno changes, and back, and only then somebody else marks it, the
 value is the one that the descriptor remembers, although two errors came in between. Reading again
-when the marking fails closes it (`errseq-retry`).
+when the marking fails closes that (`errseq-retry`).
+
+And the value lives in the inode. A file that nobody has open may leave memory, and the error with
+it, before anybody has asked (`errseq-evict`); then only the value of the whole filesystem, which
+syncfs asks, still knows.
 
 **Events.** An error is queued to everybody who asked for the file's errors, once, and merges with
 one that waits there already: the first errno, and how many (`event-merge`, which is what fanwise
@@ -61,6 +62,7 @@ What it takes is a group for each listener, made before the error.
             "Whoever had the file open, or was listening, when data was lost is told when it asks"
             " next."
         ),
+        "somebody-told": "No loss is forgotten before anybody was told.",
         "told-once": "Nobody is told again while nothing more was lost.",
         "true-errno": "The errno told is that of a loss that was not told before.",
     },
@@ -87,16 +89,23 @@ class Inode:
         self.world = world
         self.losses: list[tuple[int, int]] = []
         self.flushing = 0
+        self.known = 0  # losses before it were told to somebody
+        self.opened = 0
+        world.at_end("somebody-told", lambda: self.known == len(self.losses))
 
-    def begin(self, keeper: Keeper) -> None:
-        """Make the tasks: two that write back, one descriptor that is open, one that is opened."""
+    def begin(self, keeper: Keeper, *, is_open: bool = True) -> None:
+        """Make the tasks: two that write back, one descriptor that is open, one that is opened.
+
+        ``is_open``: without the first of these.
+        """
         world = self.world
         for number, errnos in enumerate(((EIO, EIO), (ENOSPC,)), start=1):
             self.flushing += 1
             world.task(f"write-back {number}", self._write_back(keeper, errnos))
-        asker = Asker(self, "A")
-        keeper.open(asker)
-        world.task("descriptor A", asker.ask(keeper, 2))
+        if is_open:
+            asker = Asker(self, "A")
+            keeper.open(asker)
+            world.task("descriptor A", asker.ask(keeper, 2))
         world.task("descriptor B", self._late(keeper))
 
     def _write_back(self, keeper: Keeper, errnos: tuple[int, ...]) -> Steps:
@@ -106,9 +115,11 @@ class Inode:
 
     def _late(self, keeper: Keeper) -> Steps:
         yield "open"
+        self.opened += 1
         asker = Asker(self, "B")
         keeper.open(asker)
         yield from asker.ask(keeper, 0)
+        self.opened -= 1
 
 
 class Asker:
@@ -146,6 +157,7 @@ class Asker:
         if len(new) > 1:
             self.inode.world.case("told", "several losses as one")
         self.told = upto
+        self.inode.known = max(self.inode.known, upto)
 
     def tell_nothing(self) -> None:
         """It is told that nothing was lost."""
@@ -254,6 +266,12 @@ class ErrSeq:
             asker.tell(new & _ERRNO, self._upto(new))
             return
 
+    def evict(self) -> Steps:
+        """Let the inode leave memory, once all is written back and nobody has the file open."""
+        yield Until("evict", lambda: not self.inode.flushing and not self.inode.opened)
+        self.value = 0
+        WB_ERR.advance(self, "evict")
+
     # Losses that the value stands for: up to the last one that was recorded under it.
     def _upto(self, value: int) -> int:
         losses = self.inode.losses
@@ -263,7 +281,11 @@ class ErrSeq:
 WB_ERR: Lifetime[ErrSeq] = Lifetime(
     "wb_err",
     states=("CLEAN", "UNSEEN", "SEEN"),
-    transitions={"set": "CLEAN, UNSEEN, SEEN -> UNSEEN", "see": "UNSEEN -> SEEN"},
+    transitions={
+        "set": "CLEAN, UNSEEN, SEEN -> UNSEEN",
+        "see": "UNSEEN -> SEEN",
+        "evict": "CLEAN, UNSEEN, SEEN -> CLEAN",
+    },
     invariants={
         "what was seen is marked": lambda e: (e.state == "SEEN") == bool(e.value & _SEEN),
         "a clean value is zero": lambda e: (e.state == "CLEAN") == (e.value == 0),
@@ -274,7 +296,7 @@ WB_ERR: Lifetime[ErrSeq] = Lifetime(
 class Listener:
     """A group of fanwise that listens to the file's filesystem."""
 
-    def __init__(self, world: World, name: str, group: Group, losses: list[int]) -> None:
+    def __init__(self, world: World, name: str, group: group.Group, losses: list[int]) -> None:
         self.world = world
         self.name = name
         self.group = group
@@ -360,9 +382,21 @@ def errseq_retry(world: World) -> None:
 
 
 @SCENARIO.design(
+    "errseq-evict",
+    "The same, on a file that nobody has open, so that its inode may leave memory.",
+    lifetimes=[WB_ERR],
+)
+def errseq_evict(world: World) -> None:
+    inode = Inode(world)
+    keeper = ErrSeq(inode, retry=True)
+    inode.begin(keeper, is_open=False)
+    world.task("evictor", keeper.evict())
+
+
+@SCENARIO.design(
     "event-merge",
     "An event to each listener, merged with one that waits there: fanwise's own code.",
-    lifetimes=[MARK, GROUP, READER, RESERVE, SLOT, READ],
+    lifetimes=[mark.MARK, group.GROUP, reader.READER, reserve.RESERVE, reserve.SLOT, reader.READ],
 )
 def event_merge(world: World) -> None:
     Listening(world)
