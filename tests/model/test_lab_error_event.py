@@ -32,7 +32,8 @@ DESIGNS = {
     "detailed-records": HOLDS,
 }
 
-# Letters: errors A and B, reader C, remover D, closer E, reaper F; of slot-replace readers C and D.
+# Letters: errors A and B, reader C, remover D, closer E, reaper F; of slot-replace errors A,
+# readers B and C.
 SCHEDULES = {
     # An error is queued and holds the mark; the closer waits only for marks that nobody holds.
     ("slot-holds-mark", "A4E7"): "destruction-order",
@@ -45,7 +46,7 @@ SCHEDULES = {
     # Claimed, and the group has stopped: nobody frees it.
     ("slot-err-count-posted", "E3D1A4C1E1F2E3B1"): "no-leak",
     # An event is queued, its mark is freed, and the event along with it.
-    ("slot-replace-posted", "B2F4G2F2"): "no-use-after-free",
+    ("slot-replace-posted", "A2E4F2E2"): "no-use-after-free",
     # The reader holds the one event there is.
     ("group-reserve-short", "A2C1B2"): "no-lost-error",
 }
@@ -142,14 +143,17 @@ def test_a_pool_needs_an_event_for_each_reader_too():
 
 
 def test_a_pool_from_which_is_taken_before_merging_needs_more():
-    tasks = {"raisers": 3, "remover": False}
+    tasks = {"errors": (1, 1, 1), "remover": False}
     first = [variant(lambda size=size: Pool(size, merge_first=False), **tasks) for size in (2, 3)]
     assert [result.property for result in first] == ["no-lost-error", None]
     assert variant(lambda: Pool(2), **tasks).verdict == "holds"
 
 
 def test_who_replaces_the_slot_may_have_to_do_it_again():
-    assert variant(SlotReplace, readers=2, reads=1, remover=False).counts["retries"][1] >= 1
+    assert (
+        variant(SlotReplace, errors=(1,), readers=2, reads=1, remover=False).counts["retries"][1]
+        >= 1
+    )
 
 
 ADD = Reserve.add

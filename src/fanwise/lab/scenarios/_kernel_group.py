@@ -162,15 +162,16 @@ class Kernel:
 
     # -- who raises errors --
 
-    def raise_error(self, obj: str) -> Steps:
-        """Raise an error of one object, in atomic context, as fsnotify() does."""
-        with self.world.atomic():
-            yield "find the mark"
-            inside = self.srcu.read_lock()
-            connector = self.connector
-            if connector is not None and connector.marks:
-                yield from self.design.insert(connector.marks[0], obj)
-            self.srcu.read_unlock(inside)
+    def raise_errors(self, obj: str, count: int) -> Steps:
+        """Raise errors of one object, each in atomic context, as fsnotify() does."""
+        for _ in range(count):
+            with self.world.atomic():
+                yield "find the mark"
+                inside = self.srcu.read_lock()
+                connector = self.connector
+                if connector is not None and connector.marks:
+                    yield from self.design.insert(connector.marks[0], obj)
+                self.srcu.read_unlock(inside)
 
     def owed(self, mark: Mark) -> bool:
         """Whether an error that is raised now has to be told."""

@@ -103,7 +103,7 @@ def _kernel(
     world: World,
     design: Design,
     *,
-    raisers: int = 2,
+    errors: tuple[int, ...] = (1, 1),
     readers: int = 1,
     reads: int = 2,
     remover: bool = True,
@@ -112,12 +112,13 @@ def _kernel(
 ) -> None:
     """Make the tasks: who raises, who reads, who removes the mark, who closes, and the reaper.
 
-    ``unmount``: the filesystem is unmounted, too. ``order``: whether `destruction-order` is asked.
+    ``errors``: how many each of those who raise raises, one after the other. ``unmount``: the
+    filesystem is unmounted, too. ``order``: whether `destruction-order` is asked.
     """
     kernel = Kernel(world, design)
     kernel.ordered = order
-    for number in range(raisers):
-        world.task(f"error {number + 1}", kernel.raise_error(f"object {number + 1}"))
+    for number, count in enumerate(errors, start=1):
+        world.task(f"errors {number}", kernel.raise_errors(f"object {number}", count))
     for number in range(readers):
         name = f"reader {number + 1}" if readers > 1 else "reader"
         world.task(name, kernel.read(reads))
@@ -181,7 +182,7 @@ def slot_err_count_posted(world: World) -> None:
     lifetimes=[MARK, GROUP, CONNECTOR, REPLACED_SLOT],
 )
 def slot_replace(world: World) -> None:
-    _kernel(world, SlotReplace(), readers=2, reads=1)
+    _kernel(world, SlotReplace(), errors=(2,), readers=2, reads=1)
 
 
 @SCENARIO.design(
@@ -190,7 +191,7 @@ def slot_replace(world: World) -> None:
     lifetimes=[MARK, GROUP, CONNECTOR, REPLACED_SLOT],
 )
 def slot_replace_posted(world: World) -> None:
-    _kernel(world, SlotReplace(posted=True), readers=2, reads=1)
+    _kernel(world, SlotReplace(posted=True), errors=(2,), readers=2, reads=1)
 
 
 @SCENARIO.design(
