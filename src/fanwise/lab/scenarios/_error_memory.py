@@ -63,7 +63,7 @@ class OnStack(Design):
         kernel = self.kernel
         slot = kernel.group.queue.pop(0)
         obj, count, mark = slot.object, slot.count, slot.mark
-        kernel.world.case("dequeue", "the event is copied to the stack, and its slot emptied")
+        kernel.world.case("dequeue", "copied to the stack")
         self.taken(slot)
         yield "copy to user space"
         kernel.tell(obj, count)
@@ -107,13 +107,13 @@ class SlotHoldsMark(OnStack):
         if slot.count > 1:
             return
         slot.go("claim")
-        world.case("enqueue", "the lock is dropped to encode the file handle")
+        world.case("enqueue", "lock dropped to encode")
         yield "encode the file handle"
         slot.object = obj
         yield "queue the slot"
         group = kernel.group
         if group.shutdown or not self._get(mark):
-            world.case("enqueue", "a claimed slot cannot be queued, and is emptied")
+            world.case("enqueue", "claim given up")
             kernel.dropped += _empty(slot, "give up")
             return
         slot.go("queue")
@@ -128,7 +128,7 @@ class SlotHoldsMark(OnStack):
     def copied(self, mark: Mark | None) -> None:
         """Drop the mark."""
         assert mark is not None
-        self.kernel.world.case("dequeue", "the mark is dropped")
+        self.kernel.world.case("dequeue", "mark dropped")
         mark.refs.put()
 
     def free_event(self, slot: Slot) -> None:
@@ -169,20 +169,20 @@ class SlotMarkAlive(Weak):
         yield "look at the slot"
         slot = mark.slot
         if slot is None:
-            world.case("enqueue", "the mark is dying, and has no slot")
+            world.case("enqueue", "no slot: the mark is dying")
             kernel.refuse(mark, "the slot is gone")
             return
         kernel.accept()
         slot.count += 1
         if slot.count > 1:
             return
-        world.case("enqueue", "the lock is dropped to encode the file handle")
+        world.case("enqueue", "lock dropped to encode")
         yield "encode the file handle"
         slot.object = obj
         yield "queue the slot"
         group = kernel.group
         if group.shutdown:
-            world.case("enqueue", "a filled slot cannot be queued, and is emptied")
+            world.case("enqueue", "slot not queued")
             kernel.dropped += slot.count
             slot.count = 0
             return
@@ -204,7 +204,7 @@ class SlotMarkAlive(Weak):
         if slot.alive:
             _empty(slot, "take")
             return
-        self.kernel.world.case("dequeue", "the mark is gone, so the slot is freed")
+        self.kernel.world.case("dequeue", "slot of a dead mark freed")
         self.free(slot, "take orphan")
 
 
@@ -214,13 +214,13 @@ class SlotBounceBuffer(SlotMarkAlive):
     def insert(self, mark: Mark, obj: str) -> Steps:
         """Encode, then look, fill and queue under one lock."""
         kernel, world = self.kernel, self.kernel.world
-        world.case("enqueue", "the file handle is encoded into a buffer on the stack")
+        world.case("enqueue", "encoded into a buffer")
         yield "encode the file handle"
         handle = obj
         yield "fill and queue the slot"
         slot, group = mark.slot, kernel.group
         if slot is None:
-            world.case("enqueue", "the mark is dying, and has no slot")
+            world.case("enqueue", "no slot: the mark is dying")
             kernel.refuse(mark, "the slot is gone")
             return
         if group.shutdown:
@@ -252,7 +252,7 @@ class SlotErrCount(Weak):
         yield "claim the slot"
         slot = mark.slot
         if slot is None:
-            world.case("enqueue", "the mark is dying, and has no slot")
+            world.case("enqueue", "no slot: the mark is dying")
             kernel.refuse(mark, "the slot is gone")
             return
         kernel.accept()
@@ -260,7 +260,7 @@ class SlotErrCount(Weak):
         if slot.count > 1:
             return
         slot.go("claim")
-        world.case("enqueue", "the lock is dropped to encode the file handle")
+        world.case("enqueue", "lock dropped to encode")
         yield "encode the file handle"
         slot.object = obj
         yield "queue the slot"
@@ -269,10 +269,10 @@ class SlotErrCount(Weak):
             kernel.dropped += slot.count
             if self.posted:
                 return
-            world.case("enqueue", "a claimed slot cannot be queued, and is emptied")
+            world.case("enqueue", "claim given up")
             _empty(slot, "give up")
             if not slot.alive:
-                world.case("enqueue", "the mark is gone meanwhile, so the slot is freed")
+                world.case("enqueue", "claim given up and slot freed")
                 self.free(slot, "free")
             return
         slot.go("queue")
@@ -293,7 +293,7 @@ class SlotErrCount(Weak):
         """Empty the slot; free it when its mark is gone."""
         _empty(slot, "take")
         if not slot.alive:
-            self.kernel.world.case("dequeue", "the mark is gone, so the slot is freed")
+            self.kernel.world.case("dequeue", "slot of a dead mark freed")
             self.free(slot, "free")
 
 
@@ -335,7 +335,7 @@ class SlotRefcount(Weak):
         yield "claim the slot"
         slot = mark.slot
         if slot is None:
-            world.case("enqueue", "the mark is dying, and has no slot")
+            world.case("enqueue", "no slot: the mark is dying")
             kernel.refuse(mark, "the slot is gone")
             return
         kernel.accept()
@@ -345,13 +345,13 @@ class SlotRefcount(Weak):
         assert slot.refs is not None
         slot.refs.get()
         slot.go("claim")
-        world.case("enqueue", "the lock is dropped to encode the file handle")
+        world.case("enqueue", "lock dropped to encode")
         yield "encode the file handle"
         slot.object = obj
         yield "queue the slot"
         group = kernel.group
         if group.shutdown:
-            world.case("enqueue", "a claimed slot cannot be queued, and is emptied")
+            world.case("enqueue", "claim given up")
             kernel.dropped += _empty(slot, "give up")
             self._put(slot)
             return
@@ -395,13 +395,11 @@ class SlotReplace(Design):
     def insert(self, mark: Mark, obj: str) -> Steps:
         """Fill and queue under the lock, file handle included."""
         kernel, world = self.kernel, self.kernel.world
-        world.case(
-            "enqueue", "the file handle is encoded under the lock, into room that was guessed"
-        )
+        world.case("enqueue", "encoded under the lock")
         yield "fill and queue the slot"
         slot, group = mark.slot, kernel.group
         if slot is None:
-            world.case("enqueue", "the mark is dying, and has no slot")
+            world.case("enqueue", "no slot: the mark is dying")
             kernel.refuse(mark, "the slot is gone")
             return
         if group.shutdown:
@@ -421,20 +419,20 @@ class SlotReplace(Design):
         while queue:
             slot = queue[0]
             if slot.mark is None:
-                world.case("dequeue", "the mark is gone, so the slot is not replaced")
+                world.case("dequeue", "not replaced: the mark is dead")
                 break
-            world.case("dequeue", "the lock is dropped to allocate a new slot")
+            world.case("dequeue", "lock dropped to allocate")
             yield "allocate a new slot"
             new = kernel.memory.alloc(Slot(REPLACED_SLOT))
             yield "replace and take"
             if not queue or queue[0] is not slot:
-                world.case("dequeue", "another reader was faster, so all is done again")
+                world.case("dequeue", "another reader was faster")
                 world.count("retries")
                 self._free(new)
                 continue
             mark = slot.mark
             if mark is None:
-                world.case("dequeue", "the mark is gone meanwhile, so the new slot is freed")
+                world.case("dequeue", "new slot freed")
                 self._free(new)
             else:
                 self._give(mark, new)
@@ -624,9 +622,7 @@ class Details(Design):
             record.go("write")
             queue.append(record)
         else:
-            kernel.world.case(
-                "enqueue", "the ring is full, so the error is counted in the last record"
-            )
+            kernel.world.case("enqueue", "counted in the last record")
             queue[-1].count += 1
 
     def read(self) -> Steps:

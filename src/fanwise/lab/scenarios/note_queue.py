@@ -174,7 +174,7 @@ class Pipe:
             if part == parts:
                 self.desk.posted.append(note)
             if not self.free:
-                self.desk.world.case("enqueue", "no slot is free: the last one is flagged")
+                self.desk.world.case("enqueue", "last slot flagged")
                 last = self.queue[-1]
                 last.loss = True
                 SLOT.advance(last, "lose")
@@ -192,7 +192,7 @@ class Pipe:
         """Copy the first slot out, and release it."""
         desk = self.desk
         if self.loss:
-            desk.world.case("dequeue", "a loss is told before the next note")
+            desk.world.case("dequeue", "loss told first")
             self.loss = False
             self._whole("")
             desk.read_loss(None)
@@ -207,7 +207,7 @@ class Pipe:
         yield "release the slot"
         self.queue.pop(0)
         if cell.loss:
-            desk.world.case("dequeue", "the flag of a slot is carried over")
+            desk.world.case("dequeue", "flag carried over")
             self.loss, cell.loss = True, False
         SLOT.advance(cell, "release")
         self.free.append(cell)
@@ -251,11 +251,11 @@ class Inline:
         if len(self.queue) < self.limit:
             self.queue.append(note)
         elif self.overflow.state == "IDLE":
-            self.desk.world.case("enqueue", "the queue is full: the overflow event is queued")
+            self.desk.world.case("enqueue", "overflow queued")
             OVERFLOW.advance(self.overflow, "queue")
             self.queue.append(self.overflow)
         else:
-            self.desk.world.case("enqueue", "the overflow event is queued already")
+            self.desk.world.case("enqueue", "overflow queued already")
 
     def readable(self) -> bool:
         """Whether there is an event."""

@@ -7,7 +7,8 @@ LIFETIME  a mapping's value: WB_ERR. fanwise's group has its own.
 Linux reference: lib/errseq.c, file_check_and_advance_wb_err in mm/filemap.c.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
+from errno import EIO, ENOSPC, errorcode
 from typing import Protocol
 
 from fanwise.lab import Scenario, World
@@ -19,8 +20,6 @@ from fanwise.notify.mark import FILESYSTEM, On
 from fanwise.notify.mask import FS_ERROR
 
 Steps = Generator[str | Until, None, None]
-
-EIO, ENOSPC = 5, 28
 
 SCENARIO = Scenario(
     "write-back",
@@ -148,11 +147,11 @@ class Asker:
         """It is told an errno, which stands for the losses before ``upto``."""
         check, losses = self.inode.world.check, self.inode.losses
         new = losses[self.told : upto]
-        check("told-once", new, f"{self.name} is told {errno}, and knew")
+        check("told-once", new, f"{self.name} is told {errorcode[errno]}, and knew")
         check(
             "true-errno",
             any(errno == known for _, known in new),
-            f"{self.name} is told {errno}, and lost {[known for _, known in new]}",
+            f"{self.name} is told {errorcode[errno]}, and lost {_named(known for _, known in new)}",
         )
         if len(new) > 1:
             self.inode.world.case("told", "several losses as one")
@@ -165,8 +164,12 @@ class Asker:
         self.inode.world.check(
             "everyone-told",
             not missed,
-            f"{self.name} is told nothing, and lost {[errno for _, errno in missed]}",
+            f"{self.name} is told nothing, and lost {_named(errno for _, errno in missed)}",
         )
+
+
+def _named(errnos: Iterable[int]) -> str:
+    return ", ".join(errorcode[errno] for errno in errnos)
 
 
 class LastError:
@@ -178,7 +181,7 @@ class LastError:
 
     def lose(self, errno: int) -> Steps:
         """Set the field."""
-        yield f"set {errno}"
+        yield f"set {errorcode[errno]}"
         self.field = errno
         self.inode.losses.append((errno, errno))
 
@@ -218,10 +221,10 @@ class ErrSeq:
 
     def lose(self, errno: int) -> Steps:
         """errseq_set."""
-        yield f"set {errno}: read"
+        yield f"set {errorcode[errno]}: read"
         old = self.value
         while (new := self._with(old, errno)) != old:
-            yield f"set {errno}: swap"
+            yield f"set {errorcode[errno]}: swap"
             now = self.value
             if now == old:
                 self.value = new
@@ -316,7 +319,9 @@ class Listener:
                 yield run.at
                 run.step()
         missed = self.losses[self.told :]
-        self.world.check("everyone-told", not missed, f"{self.name} is not told of {missed}")
+        self.world.check(
+            "everyone-told", not missed, f"{self.name} is not told of {_named(missed)}"
+        )
         reader.leave()
 
     def _use(self, events: list[Event]) -> None:
@@ -324,11 +329,11 @@ class Listener:
             assert isinstance(event, ErrorEvent)
             count = event.count or 0
             new = self.losses[self.told : self.told + count]
-            seen = f"{self.name} is told {event.error} x{count}, and lost {new}"
+            seen = f"{self.name} is told {errorcode[event.error]} x{count}, and lost {_named(new)}"
             self.world.check("told-once", count and len(new) == count, seen)
             self.world.check("true-errno", event.error == new[0], seen)
             if count > 1:
-                self.world.case("told", "several losses as one, with their number")
+                self.world.case("told", "several losses as one with their number")
             self.told += count
 
 
@@ -349,7 +354,7 @@ class Listening:
 
     def _write_back(self, errnos: tuple[int, ...]) -> Steps:
         for errno in errnos:
-            yield f"lose {errno}"
+            yield f"lose {errorcode[errno]}"
             self.losses.append(errno)
             self.core.send([ErrorEvent(FS_ERROR, "fs", b"file", error=errno)])
         self.flushing -= 1
