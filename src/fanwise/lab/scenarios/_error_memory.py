@@ -114,7 +114,10 @@ class SlotHoldsMark(OnStack):
         group = kernel.group
         if group.shutdown or not self._get(mark):
             world.case("enqueue", "claim given up")
-            kernel.dropped += _empty(slot, "give up")
+            dropped = _empty(slot, "give up")
+            # One's own error may be taken for raised after the mark's end; another's may not.
+            world.check("no-lost-error", group.shutdown or dropped == 1, "counted, and given up")
+            kernel.dropped += dropped
             return
         slot.go("queue")
         group.queue.append(slot)
