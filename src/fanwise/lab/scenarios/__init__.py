@@ -4,4 +4,6 @@ CATALOGUE: tuple[str, ...] = (
     "error-event",
     "note-queue",
     "write-back",
+    "eventfs",
+    "evict-read",
 )

@@ -1,0 +1,127 @@
+"""The scenario ``evict-read``: what each design comes to, and what its parts are there for."""
+
+import pytest
+
+from fanwise.lab import Scenario, explore, load, replay
+from fanwise.lab.scenarios import evict_read
+from tests.model.lab_verdicts import check_reduction, check_verdict
+
+# design: the property that it breaks, and a schedule on which it does
+BREAKS = {
+    "no-lease": ("never-wrong-byte", "C2B2C1"),
+    "lease-plain-fd": ("no-deadlock", "B7"),
+}
+HOLDS = ("lease-silent-fd",)
+
+
+@pytest.fixture(scope="module")
+def scenario():
+    return load("evict-read")
+
+
+def judge(kind, bound):
+    """Explore a design that is not in the catalogue."""
+    design = Scenario("other", "Another", "", evict_read.SCENARIO.properties)
+    design.design("design", "A design.")(lambda world: kind(world).start())
+    return explore(design["design"], bound=bound)
+
+
+def test_every_design_is_judged(scenario):
+    assert set(scenario.designs) == {*BREAKS, *HOLDS}
+
+
+@pytest.mark.parametrize("design", [*BREAKS, *HOLDS])
+def test_verdict(scenario, design):
+    check_verdict(scenario[design], BREAKS.get(design, (None,))[0])
+
+
+@pytest.mark.parametrize("design", BREAKS)
+def test_the_schedule_replays(scenario, design):
+    prop, schedule = BREAKS[design]
+    broken = replay(scenario[design], schedule).broken
+    assert broken is not None
+    assert broken.property == prop
+
+
+@pytest.mark.parametrize("design", [*BREAKS, *HOLDS])
+def test_without_reduction(scenario, design):
+    check_reduction(scenario[design])
+
+
+def test_the_circle_of_the_deadlock_is_named(scenario):
+    seen = explore(scenario["lease-plain-fd"], bound=0).seen
+    assert "for verdict, held by listener" in seen
+    assert "for lease, held by evictor" in seen
+
+
+def test_every_way_out_of_an_eviction_is_met(scenario):
+    """The design does not hold because nothing is ever evicted, and holes are filled again."""
+    result = explore(scenario["lease-silent-fd"], bound=1)
+    assert result.cases["evict"] == ["done", "in use", "no event", "written to"]
+    assert result.counts["fills"] == (0, 1)
+
+
+# -- lease-silent-fd: each part is needed --
+
+
+class OldGeneration(evict_read.SilentDescriptor):
+    """The generation begins with the eviction, and not under its lease."""
+
+    def speak_up(self):
+        super().speak_up()
+        self.file.generation += 1
+
+    def renew(self):
+        pass
+
+
+class StaysSilent(evict_read.SilentDescriptor):
+    """What put the ignore mark back before the lease is left as it is."""
+
+    def renew(self):
+        self.file.generation += 1
+
+
+class CommitsWhatever(evict_read.SilentDescriptor):
+    """A filler puts map and mark back whatever was begun meanwhile."""
+
+    def commit(self, generation):
+        super().commit(self.file.generation)
+        self.file.ignored = True
+
+
+class NoChangeTime(evict_read.SilentDescriptor):
+    def written(self):
+        return False
+
+
+class PunchesFirst(evict_read.SilentDescriptor):
+    def evict(self):
+        yield "punch"
+        self.punch()
+        yield "announce"
+        self.announce()
+
+
+class NotAlone(evict_read.SilentDescriptor):
+    """The lease is granted whoever has the file open."""
+
+    def alone(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound", "prop"),
+    [
+        (OldGeneration, 1, "hole-not-ignored"),
+        (StaysSilent, 1, "hole-not-ignored"),
+        (CommitsWhatever, 1, "hole-not-ignored"),
+        (NoChangeTime, 1, "no-lost-write"),
+        (PunchesFirst, 1, "map-not-ahead"),
+        (NotAlone, 1, "never-wrong-byte"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_lease_silent_fd_needs(kind, bound, prop):
+    result = judge(kind, bound)
+    assert (result.verdict, result.property) == ("breaks", prop)
