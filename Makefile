@@ -9,7 +9,7 @@ NATIVE := src/fanwise/kernel/_native.abi3.so
 C_SOURCES := $(wildcard src/fanwise/kernel/*.c src/fanwise/kernel/*.h)
 
 # What the tests need from Debian, as program:package.
-DEBIAN = mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs bindfs:bindfs
+DEBIAN = mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mkfs.ext4:e2fsprogs bindfs:bindfs spin:spin gcc:gcc
 
 .PHONY: help demo test soak lint bench docs promtool clean debian
 .DELETE_ON_ERROR:
