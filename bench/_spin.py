@@ -7,8 +7,16 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-MODELS = Path(__file__).parent / "promela"
+MODELS = Path(__file__).parents[1] / "tests/model/promela"
 NEEDED = {"spin": "spin", "gcc": "gcc"}  # program: Debian package
+
+
+# design: its model, and what that is compiled with
+SHARED = {
+    "error-event/slot-holds-mark": ("error_event.pml",),
+    "eventfs/freed-flag": ("eventfs.pml",),
+    "eventfs/freed-recheck": ("eventfs.pml", "-DRECHECK"),
+}
 
 
 class Spun(NamedTuple):
