@@ -61,6 +61,31 @@ def test_every_way_out_of_an_eviction_is_met(scenario):
     assert result.counts["fills"] == (0, 1)
 
 
+# -- lease-silent-fd: more of what is there once --
+
+
+class Pool(evict_read.SilentDescriptor):
+    """Two who read events."""
+
+    def start(self):
+        super().start()
+        self.world.task("listener 2", self.listener(), daemon=True)
+
+
+class Twice(evict_read.SilentDescriptor):
+    def evictor(self):
+        yield from super().evictor()
+        yield from super().evictor()
+
+
+@pytest.mark.parametrize("kind", [Pool, Twice])
+def test_more_of_it_holds(kind):
+    result = judge(kind, None)
+    assert result.verdict == "holds"
+    assert result.counts["fills"] == (0, 2 if kind is Twice else 1)
+    assert ("a hole already" in result.cases["evict"]) == (kind is Twice)
+
+
 # -- lease-silent-fd: each part is needed --
 
 
@@ -110,6 +135,14 @@ class NotAlone(evict_read.SilentDescriptor):
         return True
 
 
+class FillsAgain(Pool):
+    """Who was told of a hole fills it, whoever has filled it meanwhile."""
+
+    def fill(self):
+        self.file.present = False
+        super().fill()
+
+
 @pytest.mark.parametrize(
     ("kind", "bound", "prop"),
     [
@@ -119,6 +152,7 @@ class NotAlone(evict_read.SilentDescriptor):
         (NoChangeTime, 1, "no-lost-write"),
         (PunchesFirst, 1, "map-not-ahead"),
         (NotAlone, 1, "never-wrong-byte"),
+        (FillsAgain, 2, "declared-lifetimes"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

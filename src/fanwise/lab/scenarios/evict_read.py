@@ -234,15 +234,20 @@ class Tier:
             if not event.mint:
                 if not file.present:
                     yield "fill"
-                    CONTENT.advance(file, "fill")
-                    file.present = True
-                    self.world.count("fills")
+                    self.fill()
                 yield "answer and close"
                 file.users -= 1
             event.answered = True
             if not event.mint:
                 yield "commit"
                 self.commit(generation)
+
+    def fill(self) -> None:
+        """Fill the hole, unless somebody else has: one fill of a file at a time."""
+        if not self.file.present:
+            CONTENT.advance(self.file, "fill")
+            self.file.present = True
+            self.world.count("fills")
 
     def commit(self, generation: int) -> None:
         """Say durably that the file is whole, and silence it, unless an eviction began since."""
@@ -317,7 +322,9 @@ class PlainDescriptor(Tier):
         yield "new generation"
         self.renew()
         yield "look for writes"
-        if self.written():
+        if not file.present:
+            self.world.case("evict", "a hole already")
+        elif self.written():
             self.world.case("evict", "written to")
         else:
             yield from self.evict()
