@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 from bench._harness import Bench, Json, median, row, show
+from bench._spin import BESIDE, agreement
 from fanwise.lab import Design, Memory, Refcount, Result, Scenario, World, explore, find, names
 
 PLAIN, CHECKED = "the toy, without checks", "the toy, with all checks"
@@ -22,8 +23,8 @@ SECONDS = 60.0  # processor time for the search without reduction
 CATALOGUE_SECONDS = 180.0
 TOYS = Scenario("toy", "An entry is opened while it is removed", "", {"linked": "It is linked."})
 # Other explorers on models that are shared with them: name -> a function that returns a run's
-# figures, as `catalogue` does. None yet.
-OTHERS: dict[str, Any] = {}
+# figures, as `catalogue` does.
+OTHERS: dict[str, Any] = {**BESIDE}
 
 COLUMNS = [
     ("verdict", "verdict", ""),
@@ -35,6 +36,7 @@ COLUMNS = [
     ("steps_without", "steps without reduction", ",.0f"),
     ("steps_with", "with", ",.0f"),
     ("cut", "cut", ".1f"),
+    ("compiling", "CPU s to compile", ".1f"),
 ]
 
 
@@ -217,6 +219,8 @@ def run(bench: Bench) -> Json:
             note=f"{len(ran)} designs, on one core",
         )
     )
+    if agreed := agreement(runs):
+        rows.append(agreed)
     return {"runs": runs, "rows": rows}
 
 
