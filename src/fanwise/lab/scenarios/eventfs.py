@@ -19,7 +19,7 @@ The `events` directory of tracefs has thousands of files, and few of them are ev
 since Linux 6.6 the tree is kept as small records (`eventfs_inode`, here *ei*), and the entries and
 inodes that the VFS wants are made when somebody walks there. What an entry leads to can go at any
 time: a module is unloaded, a probe is deleted. Behind each file stand callbacks into that module.
-Who holds whom, and who looks when, was argued out for three months and fixed for two years.
+Who holds whom, and who looks when, was argued out in the winter after, and mended for years.
 
 **Throw it away early.** If an entry does not outlive its last user, hardly any entry can be stale.
 It is safe, once the open is; but the same names are walked again and again by tools, and each walk
@@ -36,13 +36,17 @@ in which the removal has read the pointer and the moment in which it follows it.
 the pointer when the entry dies does not help: it is not ordered against whoever has read it.
 
 **Count, flag, and look at each walk.** The rewrite of January 2024 turned it round: the ei is the
-truth; an entry holds a reference to it; a removal sets a flag, and each walk looks at the flag. A
-comment there says that an open which races with the removal "just sees the old stale case". It
+truth; an entry holds a reference to it; a removal sets a flag, and each walk looks at the flag. An
+open that races with the removal was taken to be harmless: it would see what had been there. It
 does: the walk looked, the removal ran, and then the open calls back. Looking earlier cannot help.
 
 **Look again where it counts.** What holds is to ask once more at the open, under the lock under
 which the removal sets the flag, and to take a reference there, so that a later read can ask again.
 To ask, the open must touch the source, so the ei holds the source until the last entry is gone.
+
+**Free it late enough.** Two kinds of readers stand on an ei without a reference: a listing, under
+SRCU, and a walk that looks at the flag, under RCU. The rewrite waited for the second kind only, a
+fix half a year later for the first kind only. The model of the merged design waits for both.
 
 **Number, and hold nothing.** fanwise's own tree is served from user space. There the kernel's
 cache knows objects only by number, and a number that is never given twice is as good as a
