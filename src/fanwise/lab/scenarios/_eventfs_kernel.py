@@ -40,7 +40,7 @@ class Source:
 
 
 SOURCE: Lifetime[Source] = Lifetime(
-    "source",
+    "Source",
     states=("LIVE", "REMOVED", "FREED"),
     transitions={"remove": "LIVE -> REMOVED", "free": "REMOVED -> FREED"},
     invariants={
@@ -74,7 +74,7 @@ class Ei:
 
 
 EI: Lifetime[Ei] = Lifetime(
-    "ei",
+    "Eventfs inode",
     states=("LIVE", "FREED", "RELEASED", "RECLAIMED"),
     transitions={
         "remove": "LIVE -> FREED",
@@ -103,7 +103,7 @@ class Dentry:
 
 
 DENTRY: Lifetime[Dentry] = Lifetime(
-    "dentry",
+    "Cached entry",
     states=("HASHED", "UNHASHED", "KILLED", "FREED"),
     transitions={
         "unhash": "HASHED -> UNHASHED",

@@ -28,7 +28,7 @@ class Node:
 
 
 NODE: Lifetime[Node] = Lifetime(
-    "node",
+    "Numbered node",
     states=("LIVE", "DRAINING", "FREED", "RELEASED"),
     transitions={
         "remove": "LIVE -> DRAINING",

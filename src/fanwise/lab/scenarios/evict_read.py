@@ -87,7 +87,7 @@ class Lease:
 
 
 LEASE: Lifetime[Lease] = Lifetime(
-    "lease",
+    "Lease",
     states=("FREE", "HELD"),
     transitions={"take": "FREE -> HELD", "drop": "HELD -> FREE"},
     invariants={
@@ -142,7 +142,7 @@ class File:
 
 
 CONTENT: Lifetime[File] = Lifetime(
-    "content",
+    "Content",
     states=("WHOLE", "LEAVING", "HOLE", "FILLED"),
     transitions={
         "announce": "WHOLE, FILLED -> LEAVING",
