@@ -10,6 +10,7 @@ from types import ModuleType
 TYPE_CHECKING = False  # typing.TYPE_CHECKING without importing typing
 if TYPE_CHECKING:
     from fanwise._errors import (
+        AnswerRefused as AnswerRefused,
         BusyError as BusyError,
         ClosedError as ClosedError,
         ConfigError as ConfigError,
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 
 # Where each public name lives. A name is public when it stands here and in the block above.
 _HOMES = {
+    "AnswerRefused": "fanwise._errors",
     "AsyncWatch": "fanwise.watch._awatch",
     "BusyError": "fanwise._errors",
     "Capabilities": "fanwise.watch._capabilities",

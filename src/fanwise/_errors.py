@@ -10,6 +10,7 @@
     │   ├── FilesystemRefuses  ... this filesystem cannot do it
     │   └── LimitReached       ... a limit of the kernel is used up
     ├── MarkRefused            a group cannot have this mark, because ...
+    ├── AnswerRefused          an answer to a permission event cannot be taken, because ...
     ├── StoreError             a database cannot be used, because ...
     │   ├── StoreMissing       ... there is none yet
     │   ├── ForeignFile        ... its file is not one of fanwise's, or others may change it
@@ -143,6 +144,13 @@ class LimitReached(NotWatchable):
 
 class MarkRefused(FanwiseError):
     """A group of `fanwise.notify` cannot have this mark, or not so; the reason says why."""
+
+
+class AnswerRefused(FanwiseError):
+    """An answer to a permission event of `fanwise.notify` cannot be taken; the reason says why.
+
+    Nothing has changed: an event that waited still waits.
+    """
 
 
 class StoreError(FanwiseError):

@@ -8,11 +8,21 @@ import pytest
 from fanwise import BusyError, ClosedError, LifetimeError, MarkRefused
 from fanwise.kernel import records
 from fanwise.notify import mask as m
-from fanwise.notify.event import ErrorEvent, Event
+from fanwise.notify.event import ErrorEvent, Event, PermissionEvent
 from fanwise.notify.fsnotify import Fsnotify
-from fanwise.notify.group import CLOSE, CONTENT, PRE_CONTENT
-from fanwise.notify.mark import FILESYSTEM, IGNORE, IGNORED_MASK, INODE, MOUNT, SUBTREE, On
+from fanwise.notify.group import CLOSE, CONTENT, NOTIF, PRE_CONTENT
+from fanwise.notify.mark import (
+    FILESYSTEM,
+    IGNORE,
+    IGNORED_MASK,
+    INODE,
+    MOUNT,
+    SUBTREE,
+    SURV_MODIFY,
+    On,
+)
 from fanwise.notify.queue import BUCKETS, MERGE_DEPTH, MOST_ROOTS, Queue
+from fanwise.notify.verdict import AS_LINUX
 from fanwise.sources.events import to_events
 
 WHOLE = On(FILESYSTEM, 1)
@@ -51,8 +61,6 @@ def test_masks_have_names():
     [
         (On(MOUNT, 1), m.OPEN, 0, "records do not name the mount; mark a subtree"),
         (On("inodes", 1), m.OPEN, 0, "no mark is on a 'inodes'"),
-        (WHOLE, m.OPEN_PERM, 0, "OPEN_PERM waits for a verdict"),
-        (WHOLE, m.PRE_ACCESS, 0, "PRE_ACCESS waits for a verdict"),
         (WHOLE, m.MNT_ATTACH, 0, "MNT_ATTACH is of a mount namespace"),
         (WHOLE, m.Q_OVERFLOW, 0, "cannot be asked for"),
         (WHOLE, 0, 0, "not a mask of events: 0"),
@@ -64,7 +72,26 @@ def test_masks_have_names():
     ],
 )
 def test_what_a_mark_cannot_be_is_refused(core, on, mask, flags, message):
-    group = core.group(PRE_CONTENT)
+    refused(core, core.group(), on, mask, flags, message)
+
+
+@pytest.mark.parametrize(
+    ("cls", "mask", "flags", "message"),
+    [
+        (NOTIF, m.OPEN_PERM, 0, "OPEN_PERM waits for a verdict, and a group of class NOTIF gives"),
+        (NOTIF, m.OPEN_PERM, IGNORE | SURV_MODIFY, "gives none; make the group with class CONTENT"),
+        (CONTENT, m.PRE_ACCESS, 0, "class CONTENT is asked after that; make the group with"),
+        (CONTENT, m.CREATE, 0, "CREATE is not about an open file, and a group of class CONTENT"),
+        (PRE_CONTENT, m.FS_ERROR | m.OPEN, 0, "FS_ERROR is not about an open file"),
+        (PRE_CONTENT, m.PRE_ACCESS | m.ONDIR, 0, "directories have no PRE_ACCESS; leave out ONDIR"),
+        (PRE_CONTENT, m.PRE_ACCESS, 0, "not declared what an access gets that nobody answers"),
+    ],
+)
+def test_what_a_class_cannot_ask_for_is_refused(core, cls, mask, flags, message):
+    refused(core, core.group(cls), WHOLE, mask, flags, message)
+
+
+def refused(core, group, on, mask, flags, message):
     with pytest.raises(MarkRefused, match=message):
         group.add(on, mask, flags)
     assert not group.marks
@@ -235,42 +262,61 @@ def test_unmounting_ends_every_mark_and_keeps_what_is_queued(core):
 
 
 def full(core):
-    group = core.group(queue_limit=1)
+    """A group with marks, an event, an overflow, and an access that waits."""
+    group = core.group(CONTENT, queue_limit=1, policy=AS_LINUX)
     for on in (WHOLE, FILE, DIRECTORY):
-        group.add(on, m.MODIFY)
+        group.add(on, m.MODIFY | m.OPEN_PERM)
     core.send([change(b"1"), change(b"2")])
-    assert len(group.queue) == 2
-    return group
+    access = core.access(PermissionEvent(m.OPEN_PERM, 1, b"f"))
+    asking = access.ask()
+    assert not asking.run()
+    assert asking.at == "take the verdict"
+    assert len(group.queue) == 3
+    return group, asking
+
+
+def ended(group, asking):
+    """End the group; the access goes on when it can."""
+
+    def wait(run):
+        assert run.at == "wait for askers"
+        asking.step()
+
+    assert group.close().run(wait=wait)
+    assert group.state == "CLOSED"
+    asking.run()
+    assert asking.result == 0
 
 
 @pytest.mark.parametrize("step", CLOSE.steps)
 def test_an_end_that_is_cut_off_is_finished_by_the_next(core, step):
-    group = full(core)
+    group, asking = full(core)
     other = core.group()
     other.add(FILE, m.MODIFY)
-    assert not group.close().run(kill=step)
+    assert not group.close().run(kill=step, wait=lambda run: asking.step())
     assert group.state != "CLOSED"
     core.send([change()])  # the rest goes on
     assert len(other.read()) == 1
-    assert group.close().run()
-    assert group.state == "CLOSED"
+    ended(group, asking)
     assert group not in core.groups
     assert len(group.queue) == len(group.marks) == len(group.dying) == 0
 
 
 @pytest.mark.parametrize("step", CLOSE.steps)
 def test_a_fault_in_a_step_leaves_it_to_the_next(core, step):
-    group = full(core)
+    group, asking = full(core)
     with pytest.raises(MemoryError):
-        group.close().run(faults={step: MemoryError()})
-    assert group.close().run()
-    assert group.state == "CLOSED"
+        group.close().run(faults={step: MemoryError()}, wait=lambda run: asking.step())
+    ended(group, asking)
 
 
 def test_the_order_of_the_end(core):
-    group = full(core)
+    group, asking = full(core)
     run, seen = group.close(), []
     while run.at is not None:
+        if run.at == "wait for askers":
+            assert not run.ready
+            asking.run()
         step = run.step()
         if step not in seen:
             seen.append(step)
@@ -284,9 +330,12 @@ def test_the_order_of_the_end(core):
 
 
 def test_events_wait_for_a_mark_that_a_reader_has(core):
-    group = full(core)
+    group, asking = full(core)
     mark = group.marks[FILE]
     mark.get()
+    run = group.close()
+    assert not run.run(kill="wait for askers")
+    asking.run()
     run = group.close()
     assert not run.run()
     assert run.at == "wait for marks"
@@ -317,18 +366,20 @@ def group2(core):
 
 def test_an_event_refers_to_values_only():
     """An event that held its mark would keep it from being freed before the events are."""
-    hints = typing.get_type_hints(ErrorEvent)
     allowed = {int, bytes, str, type(None), tuple, typing.get_type_hints(Event)["fs"]}
-    for field in msgspec.structs.fields(ErrorEvent):
-        kinds = typing.get_args(hints[field.name]) or (hints[field.name],)
-        for kind in kinds:
-            assert (typing.get_origin(kind) or kind) in allowed or kind is Ellipsis or kind is bytes
+    for event in (ErrorEvent, PermissionEvent):
+        hints = typing.get_type_hints(event)
+        for field in msgspec.structs.fields(event):
+            kinds = typing.get_args(hints[field.name]) or (hints[field.name],)
+            for kind in kinds:
+                assert (typing.get_origin(kind) or kind) in allowed or kind is Ellipsis
 
 
 def test_lifetimes_refuse_what_is_out_of_order(core):
     from fanwise.notify.group import GROUP
 
-    group = full(core)
+    group = core.group()
+    group.add(FILE, m.MODIFY)
     with pytest.raises(LifetimeError, match="no transition 'flush' from OPEN"):
         GROUP.advance(group, "flush")
     GROUP.advance(group, "stop")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fanwise.lifetime import Lifetime
 
 from .mark import Mark, clears
-from .mask import ON_CHILD, ONDIR, RENAME, REPORTED
+from .mask import MARKED, ON_CHILD, ONDIR, PERMISSION, RENAME
 
 if TYPE_CHECKING:
     from .group import Group
@@ -74,7 +74,7 @@ class Connector:
         )
 
     def _resolve(self, mask: int, child: bool) -> Plan:
-        bits = mask & (ON_CHILD if child else REPORTED)
+        bits = mask & (ON_CHILD | PERMISSION if child else MARKED)
         ondir = bool(mask & ONDIR)
         groups, alone = [], []
         for mark in self.marks:

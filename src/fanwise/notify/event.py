@@ -50,6 +50,23 @@ class Event(msgspec.Struct, gc=False):
         return " ".join([show(self.mask), *names, f"pid {self.pid}"])
 
 
+class PermissionEvent(Event, gc=False):
+    """An access that waits for a verdict: OPEN_PERM, ACCESS_PERM, OPEN_EXEC_PERM or PRE_ACCESS.
+
+    ``number`` is what `Group.answer` takes; a group never uses one again, so a stale answer can
+    only miss. ``range`` is, of PRE_ACCESS, the part that is about to be accessed as (offset,
+    count) in bytes, None where the access has none. Linux rounds it out to whole pages, and says
+    (0, 0) for a whole file that is cloned; whoever asks gives it.
+    """
+
+    number: int = 0
+    range: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.number}: {Event.__str__(self)}"
+        return text if self.range is None else f"{text} [{self.range[0]}, +{self.range[1]}]"
+
+
 OBJECT = "object"
 """An error of the object that the event names, which is what the mark is on, or below it."""
 

@@ -16,6 +16,9 @@ that it is in. An error that names no object goes to filesystem marks, and to ev
 scope FS. One of an object of which nobody knows where it is goes to every subtree's, too, as
 UNPLACED: told to too many rather than lost. ONDIR makes no difference, as in Linux.
 
+Permission events come by `access`, which asks one group after another and waits; their marks are
+matched as those of an open or a read are.
+
 REFS      holds the groups and, by superblock, the connectors of marked objects.
 LOCKING   none: one owner. `send` is atomic: nothing changes a mark meanwhile.
 LIFETIME  groups and superblocks come with their first use; a superblock's index stays until
@@ -24,22 +27,39 @@ Linux reference: fsnotify() and send_to_group in fs/notify/fsnotify.c,
 fanotify_group_event_mask and fanotify_alloc_event in fs/notify/fanotify/fanotify.c.
 """
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 
 import msgspec
 
+from .access import Access
 from .connector import Connector, Plan
-from .event import FS, OBJECT, UNPLACED, ErrorEvent, Event
+from .event import FS, OBJECT, UNPLACED, ErrorEvent, Event, PermissionEvent
 from .group import MARKS_LIMIT, NOTIF, QUEUE_LIMIT, Group
 from .mark import FILESYSTEM, SUBTREE, On
-from .mask import DELETE_SELF, DIRENT, EVENTS, FS_ERROR, ON_CHILD, ONDIR, Q_OVERFLOW, RENAME
+from .mask import (
+    DELETE_SELF,
+    DIRENT,
+    EVENTS,
+    FS_ERROR,
+    ON_CHILD,
+    ONDIR,
+    PERMISSION,
+    Q_OVERFLOW,
+    RENAME,
+    show,
+)
+from .report import Report
 from .reserve import ERRORS_LIMIT
+from .verdict import QUESTIONS_LIMIT, Policy
 
 # Which of the two directories of a rename a group may see; a mark on the filesystem sees both.
 _OLD, _NEW = 1, 2
 
 _MOST_WAYS = 1 << 16
+
+_RARE = Q_OVERFLOW | FS_ERROR | PERMISSION
+_OF_CHILD = ON_CHILD | PERMISSION
 
 
 class Superblock:
@@ -94,11 +114,12 @@ class Superblock:
 class Fsnotify:
     """Groups, and the marks of every filesystem. Not thread-safe: one owner."""
 
-    __slots__ = ("_superblocks", "groups")
+    __slots__ = ("_number", "_superblocks", "groups")
 
     def __init__(self) -> None:
         self.groups: dict[Group, None] = {}
         self._superblocks: dict[Hashable, Superblock] = {}
+        self._number = 0  # of the group made last
 
     def group(
         self,
@@ -106,13 +127,20 @@ class Fsnotify:
         queue_limit: int = QUEUE_LIMIT,
         marks_limit: int = MARKS_LIMIT,
         errors_limit: int = ERRORS_LIMIT,
+        policy: Policy | None = None,
+        questions_limit: int = QUESTIONS_LIMIT,
     ) -> Group:
-        """Make a group; ``queue_limit`` is of events, the others of marks.
+        """Make a group of class ``cls``: NOTIF, CONTENT or PRE_CONTENT.
 
-        ``errors_limit`` is of those that ask for FS_ERROR. Raises MarkRefused for a class that does
-        not exist.
+        ``queue_limit`` is of events, ``marks_limit`` of marks, ``errors_limit`` of those that ask
+        for FS_ERROR, ``questions_limit`` of permission events that nobody answered. ``policy`` is
+        what an access gets that nobody answers; permission events need one. Raises MarkRefused for
+        a class that does not exist, and a policy that it cannot have.
         """
-        group = Group(self, cls, queue_limit, marks_limit, errors_limit)
+        self._number += 1
+        group = Group(
+            self, cls, queue_limit, marks_limit, errors_limit, policy, questions_limit, self._number
+        )
         self.groups[group] = None
         return group
 
@@ -147,19 +175,86 @@ class Fsnotify:
             if group.queue.lose(count, roots):
                 group.wake()
 
+    def has_marks(self, fs: Hashable) -> bool:
+        """Whether any group has a mark on anything of a filesystem."""
+        found = self._superblocks.get(fs)
+        return found is not None and bool(found.own or found.inodes or found.trees)
+
+    # -- permission --
+
+    def access(self, event: PermissionEvent, wake: Callable[[], None] | None = None) -> Access:
+        """Make an access that has to be allowed by whoever asked for such events.
+
+        ``event`` is what is about to be done: one bit of `mask.PERMISSION`, with ONDIR for a
+        directory, its object, place and ancestors as for `send`, and its ``range``; it is kept.
+        ``wake`` is called when a verdict has come; it must not call back into notify. Nobody is
+        asked before `Access.ask`. Raises ValueError for another mask.
+        """
+        if (event.mask & ~ONDIR).bit_count() != 1 or not event.mask & PERMISSION:
+            raise ValueError(f"one permission event at a time, not {show(event.mask)}")
+        return Access(self, event, wake)
+
+    def asks(self, event: PermissionEvent) -> bool:
+        """Whether any group wants to be asked: who need not ask can do without an access."""
+        return self.next_asked(event, (-1, 0)) is not None
+
+    def next_asked(
+        self, event: PermissionEvent, after: tuple[int, int]
+    ) -> tuple[Group, int] | None:
+        """Return the group that is asked next, behind the one whose `Group.order` is ``after``.
+
+        With it the mask of its event. By the marks as they are now; None when nobody is left.
+        """
+        found = self._superblocks.get(event.fs)
+        if found is None:
+            return None
+        mask = event.mask
+        asked: dict[Group, int] = {}
+        ignored: dict[Group, int] = {}
+        for plan in _met(found, event, mask):
+            for group, wanted, ignore, _ in plan.groups:
+                asked[group] = asked.get(group, 0) | wanted
+                ignored[group] = ignored.get(group, 0) | ignore
+        left = [group for group in asked if asked[group] & ~ignored[group] and group.order > after]
+        return (min(left, key=lambda group: group.order), mask) if left else None
+
+    def tick(self, now: float) -> float | None:
+        """Tell the time, in seconds of any clock that does not go back.
+
+        Accesses that have waited for a group's ``patience`` go by its policy. Returns when the next
+        one will, None if none: tell the time then, and whenever a question was put.
+        """
+        times = [at for group in self.groups if (at := group.verdicts.tick(now)) is not None]
+        return min(times, default=None)
+
+    # -- telling --
+
+    def prepare(self, events: Iterable[Event]) -> Report:
+        """Build the report of an operation while its objects can be named; see `Report`.
+
+        The events are copied. Tell it with `Report.report` once the operation is visible.
+        """
+        return Report(self, events)
+
     def send(self, events: Iterable[Event]) -> None:
-        """Give each event, in order, to the groups that want it. Nothing of the events is kept."""
+        """Give each event, in order, to the groups that want it. Nothing of the events is kept.
+
+        Raises ValueError for a permission event: somebody has to wait for it, see `access`.
+        """
         superblocks = self._superblocks
         for event in events:
             mask = event.mask
             found = superblocks.get(event.fs)
-            if mask & Q_OVERFLOW:
-                self.lost(event.fs, event.count, event.roots)
+            if mask & _RARE:
+                if mask & PERMISSION:
+                    raise ValueError(f"{show(mask)}: a permission event goes by access()")
+                if mask & Q_OVERFLOW:
+                    self.lost(event.fs, event.count, event.roots)
+                elif found is not None:
+                    assert isinstance(event, ErrorEvent)
+                    _to_error(found, event)
             elif found is None:
                 continue
-            elif mask & FS_ERROR:
-                assert isinstance(event, ErrorEvent)
-                _to_error(found, event)
             elif not mask & DIRENT:
                 _to_object(found, event, mask)
             else:
@@ -170,11 +265,22 @@ class Fsnotify:
 
 
 def _to_object(found: Superblock, event: Event, mask: int) -> None:
-    # What happened to an object: it is told, its parent (for what a parent can be told of), and the
-    # filesystem. A directory is in the subtrees above it, and its own.
+    if plans := _met(found, event, mask):
+        _deliver(plans, event, mask)
+    key = event.key
+    if mask & DELETE_SELF and key is not None:
+        for index in (found.inodes, found.trees):
+            if (connector := index.get(key)) is not None:
+                for mark in list(connector.marks):
+                    mark.destroy()
+
+
+# What happens to an object: it is told, its parent (for what a parent can be told of), and the
+# filesystem. A directory is in the subtrees above it, and its own.
+def _met(found: Superblock, event: Event, mask: int) -> list[Plan]:
     key, folder = event.key, event.dir
     ancestors = event.ancestors
-    on_child, ondir = mask & ON_CHILD, mask & ONDIR
+    on_child, ondir = mask & _OF_CHILD, mask & ONDIR
     plans: list[Plan] = []
     if key is not None and (connector := found.inodes.get(key)) is not None:
         plans.append(connector.plan(mask))
@@ -196,13 +302,7 @@ def _to_object(found: Superblock, event: Event, mask: int) -> None:
                 plans.append(connector.child_plans.get(mask) or connector.child_plan(mask))
     if (connector := found.own) is not None:
         plans.append(connector.plans.get(mask) or connector.plan(mask))
-    if plans:
-        _deliver(plans, event, mask)
-    if mask & DELETE_SELF and key is not None:
-        for index in (found.inodes, trees):
-            if (connector := index.get(key)) is not None:
-                for mark in list(connector.marks):
-                    mark.destroy()
+    return plans
 
 
 def _to_directories(found: Superblock, event: Event, mask: int) -> None:

@@ -16,19 +16,18 @@ from typing import TYPE_CHECKING
 from fanwise._errors import BusyError, ClosedError, MarkRefused
 from fanwise.lifetime import Lifetime, Steps, Until
 
-from .event import Event
-from .mark import IGNORES, Mark, On, checked
-from .mask import FS_ERROR
+from .event import Event, PermissionEvent
+from .mark import CLASSES, CONTENT, IGNORES, NOTIF, PRE_CONTENT, Mark, On, checked
+from .mask import FS_ERROR, PERMISSION
 from .queue import Queue
 from .reader import Reader
 from .reserve import ERRORS_LIMIT, Reserve
+from .verdict import QUESTIONS_LIMIT, Policy, Question, Verdicts
 
 if TYPE_CHECKING:
     from .fsnotify import Fsnotify
 
-NOTIF = "NOTIF"
-CONTENT = "CONTENT"
-PRE_CONTENT = "PRE_CONTENT"
+__all__ = ["CLOSE", "CONTENT", "GROUP", "NOTIF", "PRE_CONTENT", "Group"]
 
 QUEUE_LIMIT = 16384  # fs.fanotify.max_queued_events
 MARKS_LIMIT = 8192  # the least that fs.fanotify.max_user_marks can be by default
@@ -37,9 +36,11 @@ CLOSE = Steps(
     "Group.close",
     {
         "stop queueing": "no event is added and none is read (G1)",
+        "answer an access": "it goes by the policy; repeated until none waits for a verdict",
         "detach a mark": "it matches nothing; repeated until all are detached (G2)",
         "wake waiters": "whoever waits for events has been told to leave",
-        "wait for waiters": "nobody waits on the group (G3)",
+        "wait for waiters": "nobody waits for events",
+        "wait for askers": "every access that asked has gone on (G3)",
         "wait for marks": "every mark of the group is freed (G4)",
         "free events": "the queue holds no event (G5)",
         "free overflow": "nor an overflow (G6)",
@@ -53,8 +54,8 @@ CLOSE = Steps(
 class Group:
     """One listener; made by `Fsnotify.group`. A context manager that closes it.
 
-    ``cls`` is NOTIF, CONTENT or PRE_CONTENT: who would be asked first. Verdicts do not exist yet,
-    so permission events are refused, and the class changes nothing.
+    ``cls`` is NOTIF, CONTENT or PRE_CONTENT: which events it can ask for, and who is asked first.
+    ``verdicts`` are its permission events (`fanwise.notify.verdict`).
     """
 
     __slots__ = (
@@ -66,8 +67,10 @@ class Group:
         "marks",
         "marks_limit",
         "marks_used",
+        "order",
         "queue",
         "state",
+        "verdicts",
     )
 
     state: str
@@ -79,12 +82,17 @@ class Group:
         queue_limit: int,
         marks_limit: int,
         errors_limit: int = ERRORS_LIMIT,
+        policy: Policy | None = None,
+        questions_limit: int = QUESTIONS_LIMIT,
+        number: int = 0,
     ) -> None:
-        if cls not in (NOTIF, CONTENT, PRE_CONTENT):
+        if cls not in CLASSES:
             raise MarkRefused(f"no class of groups is {cls!r}")
         self.cls = cls
+        self.order = (CLASSES.index(cls), number)  # in which groups are asked
         self.errors = Reserve(errors_limit)
         self.queue = Queue(queue_limit, self.errors)
+        self.verdicts = Verdicts(cls, policy, questions_limit, self.queue)
         self.marks: dict[On, Mark] = {}  # attached
         self.dying: dict[Mark, None] = {}  # detached, not yet freed
         self.marks_limit, self.marks_used = marks_limit, 0
@@ -100,11 +108,16 @@ class Group:
         ``flags``: IGNORE or IGNORED_MASK, and SURV_MODIFY, of `fanwise.notify.mark`, as for
         fanotify_mark(2). One difference: an ignore mask that does not survive modifications is
         added although the file is open for writing, which is not known here.
-        Raises MarkRefused (also when the group has its number of marks, and for FS_ERROR when there
-        is no room for one more error) and ClosedError.
+        Raises MarkRefused (also when the group has its number of marks, for FS_ERROR when there is
+        no room for one more error, and for permission events without a policy) and ClosedError.
         """
         self._refuse_closed()
-        mask = checked(on, mask, flags, adding=True)
+        mask = checked(self.cls, on, mask, flags, adding=True)
+        if mask & PERMISSION and self.verdicts.policy is None:
+            raise MarkRefused(
+                "the group has not declared what an access gets that nobody answers",
+                "make it with a policy",
+            )
         mark = self.marks.get(on)
         if mark is None and self.marks_used >= self.marks_limit:
             raise MarkRefused(
@@ -127,7 +140,7 @@ class Group:
         Raises MarkRefused (also when there is no such mark) and ClosedError.
         """
         self._refuse_closed()
-        mask = checked(on, mask, flags, adding=False)
+        mask = checked(self.cls, on, mask, flags, adding=False)
         mark = self.marks.get(on)
         if mark is None:
             raise MarkRefused(f"the group has no mark on this {on.kind}")
@@ -139,10 +152,35 @@ class Group:
     def read(self, most: int | None = None) -> list[Event]:
         """Take up to ``most`` queued events (None: all), oldest first. They are the caller's.
 
-        Raises ClosedError once the group's end has begun.
+        Permission events among them wait for `answer`. Raises ClosedError once the group's end has
+        begun.
         """
         self._refuse_closed()
-        return self.queue.pop(most)
+        asked = self.queue.questions
+        events = self.queue.pop(most)
+        if asked:
+            self.verdicts.report(events, None)
+        return events
+
+    def answer(self, number: int, verdict: int) -> bool:
+        """Give the verdict on a permission event that was read: ALLOW or an errno.
+
+        ``number`` is the event's. False when its access did not wait for it: it was interrupted, or
+        had its verdict by policy. Raises AnswerRefused, with the event still waiting, for a verdict
+        that the class cannot give, and for a number that was not read or was answered; ClosedError.
+        """
+        self._refuse_closed()
+        return self.verdicts.answer(number, verdict)
+
+    def ask(
+        self, event: PermissionEvent, mask: int, wake: Callable[[], None] | None = None
+    ) -> Question:
+        """Put a question, for `Access`. Once the group's end has begun its policy answers."""
+        empty = not len(self.queue)
+        question = self.verdicts.ask(event, mask, wake)
+        if empty and len(self.queue):
+            self.wake()
+        return question
 
     def reader(self) -> Reader:
         """Make a reader that says when it is done with an error, with room for that error.
@@ -179,6 +217,9 @@ class Group:
             yield "stop queueing"
             self._once("OPEN", "stop")
             self.queue.stopped = True
+        while self.verdicts.open:
+            yield "answer an access"
+            self.verdicts.close_one()
         while self.marks:
             yield "detach a mark"
             if self.marks:
@@ -190,12 +231,14 @@ class Group:
             yield "wake waiters"
             self.wake()
             yield CLOSE.until("wait for waiters", lambda: not self._waiters)
+            yield CLOSE.until("wait for askers", lambda: not self.verdicts.askers)
             self._once("UNMARKED", "release")
         if self.state == "RELEASED":
             yield CLOSE.until("wait for marks", lambda: not self.dying)
             self._once("RELEASED", "reap")
         if self.state == "REAPED":
             yield "free events"
+            self.verdicts.forget()
             self.queue.flush()
             yield "free overflow"
             self.queue.free_overflow()
@@ -257,6 +300,12 @@ GROUP: Lifetime[Group] = Lifetime(
         ),
         "a released group has no waiters": lambda g: (
             g.state in ("OPEN", "STOPPED", "UNMARKED") or not g._waiters
+        ),
+        "no access waits in a released group": lambda g: (
+            g.state in ("OPEN", "STOPPED", "UNMARKED") or not g.verdicts.askers
+        ),
+        "every access is answered before the last mark is gone": lambda g: (
+            g.state in ("OPEN", "STOPPED") or not g.verdicts.open
         ),
         "every mark is freed before any event is": lambda g: (
             g.state not in ("REAPED", "FLUSHED", "DRAINED", "CLOSED") or not (g.marks or g.dying)

@@ -54,6 +54,15 @@ FLAGS = EVENT_ON_CHILD | ONDIR
 """What is no event: whether a mark cares about its children, and about directories."""
 
 PERMISSION = OPEN_PERM | ACCESS_PERM | OPEN_EXEC_PERM | PRE_ACCESS
+"""What waits for a verdict (FANOTIFY_PERM_EVENTS)."""
+
+OF_FILES = ACCESS | MODIFY | CLOSE_WRITE | CLOSE_NOWRITE | OPEN | OPEN_EXEC
+"""What is done with open files: all that a group which gives verdicts is told besides
+(FANOTIFY_PATH_EVENTS)."""
+
+MARKED = REPORTED | PERMISSION
+"""The events of a mark's mask."""
+
 OF_MOUNTS = MNT_ATTACH | MNT_DETACH
 
 

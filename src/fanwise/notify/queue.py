@@ -9,6 +9,9 @@ What finds no room is counted in one OVERFLOW event at the end of the queue. The
 gap: as long as nothing else was queued behind it, it takes further losses too; fanotify has one a
 queue, which stays where it is when something is lost again behind it.
 
+Permission events stand here too, each with an access that waits for it: they never merge, take no
+room of the others, and a full queue takes none of them (`fanwise.notify.verdict`).
+
 Errors have a queue and room of their own, `Reserve`; each is read where it stands among the other
 events, as one queue would give it. They take no room of these, and a full queue takes none of them.
 
@@ -20,7 +23,7 @@ LIFETIME  the group's: `stop`, `flush` and `free_overflow` are steps of its end.
 from collections import deque
 from typing import TypeAlias
 
-from .event import ErrorEvent, Event
+from .event import ErrorEvent, Event, PermissionEvent
 from .mask import ONDIR, Q_OVERFLOW, RENAME
 from .reserve import Reserve, Slot
 
@@ -37,12 +40,14 @@ class Queue:
     """Events that nobody has read yet. ``limit`` is their number; an overflow may stand behind."""
 
     __slots__ = (
-        "_added", "_events", "_found", "_lost", "_out", "_roots", "errors", "limit", "stopped",
+        "_added", "_events", "_found", "_lost", "_out", "_roots", "errors", "limit", "questions",
+        "stopped",
     )  # fmt: skip
 
     def __init__(self, limit: int, errors: Reserve | None = None) -> None:
         self.limit = limit
         self.stopped = False
+        self.questions = 0  # permission events among the others
         self.errors = Reserve() if errors is None else errors
         self._out = 0  # events, errors not counted, that were taken out so far
         self._events: deque[tuple[Event, _Key | None]] = deque()
@@ -88,7 +93,7 @@ class Queue:
                 return False
         events = self._events
         waiting = len(events)
-        if waiting >= self.limit:
+        if waiting - self.questions >= self.limit:
             return self.lose(1, (event.dir or obj,))
         number = added[bucket] = added[bucket] + 1
         copy: Event = event.__copy__()  # type: ignore[attr-defined]
@@ -111,6 +116,31 @@ class Queue:
         waiting = len(self)
         self.errors.add(event, scope, self._out + len(self._events))
         return not waiting
+
+    def put(self, event: PermissionEvent) -> None:
+        """Queue a permission event itself, however full the queue is."""
+        self._events.append((event, None))
+        self.questions += 1
+        self._lost = None
+
+    def put_back(self, event: PermissionEvent) -> None:
+        """Put a permission event that was taken back to the head, older ones before it."""
+        events, at = self._events, 0
+        while at < len(events):
+            before = events[at][0]
+            if type(before) is not PermissionEvent or before.number > event.number:
+                break
+            at += 1
+        events.insert(at, (event, None))
+        self.questions += 1
+        self._out -= 1  # so that errors stay behind what they were behind
+
+    def remove(self, event: PermissionEvent) -> None:
+        """Take a queued permission event out: nobody waits for it any more."""
+        at = next(n for n, (queued, _) in enumerate(self._events) if queued is event)
+        del self._events[at]
+        self.questions -= 1
+        self.errors.moved_up(self._out + at)
 
     def lose(self, count: int | None, roots: tuple[bytes | None, ...] | None) -> bool:
         """Tell of ``count`` events lost below ``roots``, None where unknown.
@@ -174,6 +204,7 @@ class Queue:
             found.clear()
             self._lost = None
             self._out += len(out)
+            self.questions = 0
             return out
         out = []
         for _ in range(most):
@@ -182,6 +213,8 @@ class Queue:
                 del found[key]
             out.append(event)
         self._out += most
+        if self.questions:
+            self.questions -= sum(type(event) is PermissionEvent for event in out)
         return out
 
     def flush(self) -> None:

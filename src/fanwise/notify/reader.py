@@ -2,9 +2,11 @@
 
 What `Group.read` gives is the caller's at once. A reader that writes errors to a file, or sends
 them somewhere, uses this instead: an error counts as delivered when the reader says `done`; one
-that fails, or is cut off, leaves, and the error is queued again with its count.
+that fails, or is cut off, leaves, and the error is queued again with its count. Permission
+events that it took and did not answer go by the group's policy when it leaves.
 
-REFS      the reader holds its group, and from `take` to `done` the slot of one error.
+REFS      the reader holds its group, from `take` to `done` the slot of one error, and until they
+          are answered the permission events that it took.
 LOCKING   none: one owner; `take` and `done` are atomic, others may act between them.
 LIFETIME  see READER and READ. The group's end waits for its readers: a slot is freed only when it
           came back. A reader may say `done`, or leave, also after that end began.
@@ -19,6 +21,7 @@ from fanwise.lifetime import Lifetime, Steps, Until
 
 from .event import Event
 from .reserve import Slot
+from .verdict import Question
 
 if TYPE_CHECKING:
     from .group import Group
@@ -39,12 +42,13 @@ class Reader:
     Leaving normally says `done`.
     """
 
-    __slots__ = ("group", "slot", "state")
+    __slots__ = ("group", "questions", "slot", "state")
 
     state: str
 
     def __init__(self, group: "Group") -> None:
         self.group = group
+        self.questions: dict[int, Question] = {}  # taken, no answer yet
         self.slot: Slot | None = None
         READER.start(self)
 
@@ -61,7 +65,10 @@ class Reader:
             )
         if self.slot is not None:
             raise BusyError("the reader still has an error", "call done() first")
+        asked = self.group.queue.questions
         events, self.slot = self.group.queue.take(most)
+        if asked:
+            self.group.verdicts.report(events, self)
         if self.slot is not None:
             READER.advance(self, "take")
         return events
@@ -74,12 +81,13 @@ class Reader:
             READER.advance(self, "done")
 
     def leave(self) -> None:
-        """Give the reader's place back, and the error that is not done. Idempotent."""
+        """Give the reader's place back, and what is not done or answered. Idempotent."""
         if self.state == "LEFT":
             return
         slot, self.slot = self.slot, None
         group = self.group
         empty = not len(group.queue)
+        group.verdicts.give_back(self)
         group.errors.leave(slot, group.queue.stopped)
         READER.advance(self, "leave")
         if empty and len(group.queue):
@@ -127,5 +135,6 @@ READER: Lifetime[Reader] = Lifetime(
         "a reader has a slot exactly while it holds an error": lambda r: (
             (r.slot is not None) == (r.state == "HOLDING")
         ),
+        "nobody who left has to answer": lambda r: r.state != "LEFT" or not r.questions,
     },
 )

@@ -236,6 +236,14 @@ class Reserve:
         self.queued += 1
         SLOT.advance(slot, "fill")
 
+    def moved_up(self, place: int) -> None:
+        """One of the group's other events is gone, before which ``place`` others were added."""
+        slot = self._first
+        while slot is not None:
+            if slot.behind > place:
+                slot.behind -= 1
+            slot = slot.next
+
     @property
     def first(self) -> Slot | None:
         """The oldest queued error's slot; the next one's is its ``next``."""
