@@ -157,6 +157,8 @@ class Mark:
                 "the mark's ignore mask survives modifications, and cannot be made not to",
                 "add with SURV_MODIFY, or remove the mark first",
             )
+        if (both := mask | self.mask) & PRE_ACCESS and both & ONDIR:
+            raise MarkRefused("directories have no PRE_ACCESS", "use another group for one of both")
         if flags & IGNORES:
             self.ignore |= mask
             self.ignore_flags |= bool(flags & IGNORE)
