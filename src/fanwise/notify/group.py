@@ -238,8 +238,9 @@ class Group:
             self._once("RELEASED", "reap")
         if self.state == "REAPED":
             yield "free events"
-            self.verdicts.forget()
-            self.queue.flush()
+            if self.state == "REAPED":  # the other run may have freed the reserve since
+                self.verdicts.forget()
+                self.queue.flush()
             yield "free overflow"
             self.queue.free_overflow()
             self._once("REAPED", "flush")

@@ -6,4 +6,5 @@ CATALOGUE: tuple[str, ...] = (
     "write-back",
     "eventfs",
     "evict-read",
+    "group-teardown",
 )
