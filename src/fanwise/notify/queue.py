@@ -53,7 +53,7 @@ class Queue:
         self._events: deque[tuple[Event, _Key | None]] = deque()
         # The newest event of each key that is still queued, and its number in its bucket.
         self._found: dict[_Key, tuple[Event, int]] = {}
-        self._added = [0] * BUCKETS
+        self._added: list[int] = []  # by bucket, made for the first event
         self._lost: Event | None = None  # the overflow, while it is the last in the queue
         self._roots: set[bytes] = set()
 
@@ -86,6 +86,8 @@ class Queue:
             merges = obj is not None or event.dir is not None
         bucket = (hash(obj) ^ hash(name) ^ event.pid) % BUCKETS
         added = self._added
+        if not added:
+            added += [0] * BUCKETS
         if merges:
             found = self._found.get(key)
             if found is not None and added[bucket] - found[1] < MERGE_DEPTH:

@@ -97,11 +97,7 @@ def demand(world: World, group: Group) -> None:
 def read(world: World, group: Group, use: Callable[[list[Event]], None]) -> Task:
     """Wait for events and read them, until the group ends."""
     bell = Bell(group)
-    yield "wait for events"
-    try:
-        group.wait(bell.ring)
-    except ClosedError:
-        return
+    group.wait(bell.ring)
     while True:
         yield Until("read", lambda: bell.rung, bell)
         bell.rung = False
@@ -110,13 +106,17 @@ def read(world: World, group: Group, use: Callable[[list[Event]], None]) -> Task
         except ClosedError:
             break
         world.check("no-event-after-close", group.state == "OPEN", group.state)
-        if events:
-            use(events)
+        use(events)
     yield "leave"
     group.leave(bell.ring)
 
 
 # -- marks and events --
+
+
+def counted(events: list[Event]) -> int:
+    """How many events these stand for."""
+    return sum(event.count or 0 if event.mask & m.Q_OVERFLOW else 1 for event in events)
 
 
 @SCENARIO.design(
@@ -130,28 +130,24 @@ def ours(world: World) -> None:
     group, other = core.group(queue_limit=1), core.group()
     other.add(WHOLE, m.MODIFY)
     group.add(FOLDER, m.MODIFY | m.EVENT_ON_CHILD)
-    group.add(FILE, m.ATTRIB)
-    sent = {"wanted": 0, "all": 0}
-    got: list[Event] = []
+    state = {"wanted": 0, "got": 0}
     held: list[Mark] = []
 
     def send() -> Task:
-        for name in (b"1", b"2", b"3"):
+        for name in (b"1", b"2"):
             yield "send"
-            attached = FOLDER in group.marks
-            if group.state == "OPEN" and attached:
-                sent["wanted"] += 1
-            sent["all"] += 1
+            state["wanted"] += group.state == "OPEN" and FOLDER in group.marks
             core.send([Event(m.MODIFY, FS, name, b"d", name)])
+
+    def use(events: list[Event]) -> None:
+        state["got"] += counted(events)
 
     def hold() -> Task:
         yield "take a mark"
-        mark = group.marks.get(FILE)
+        mark = group.marks.get(FOLDER)
         if mark is None or not mark.get():
             return
         held.append(mark)
-        yield "use it"
-        world.check("no-freed-mark", mark.state != "FREED")
         yield "put it"
         held.remove(mark)
         mark.put()
@@ -159,34 +155,30 @@ def ours(world: World) -> None:
     def unmark() -> Task:
         yield "remove a mark"
         try:
-            group.remove(FILE, m.ATTRIB)
+            group.remove(FOLDER, m.MODIFY | m.EVENT_ON_CHILD)
         except (ClosedError, MarkRefused):
             world.case("remove", "too late")
         yield "mark again"
         try:
-            group.add(FILE, m.ATTRIB)
+            group.add(FOLDER, m.MODIFY | m.EVENT_ON_CHILD)
         except ClosedError:
             world.case("mark", "too late")
 
     world.task("sender", send())
-    world.task("reader", read(world, group, got.extend))
+    world.task("reader", read(world, group, use))
     world.task("holder", hold())
     world.task("marker", unmark())
     world.task("closer", group.close())
     demand(world, group)
 
-    def counted(events: list[Event]) -> int:
-        return sum(event.count or 0 if event.mask & m.Q_OVERFLOW else 1 for event in events)
-
     def every_event() -> bool:
-        if group.state in ("FLUSHED", "DRAINED", "CLOSED") or group.queue.stopped:
+        if group.state != "OPEN":
             return True
-        queued = [event for event, _ in group.queue._events]
-        return sent["wanted"] == counted(got) + counted(queued)
+        return state["wanted"] == state["got"] + counted([e for e, _ in group.queue._events])
 
     world.always("every-event-counted", every_event)
     world.always("no-freed-mark", lambda: all(mark.state != "FREED" for mark in held))
-    world.at_end("others-undisturbed", lambda: len(other.read()) == sent["all"])
+    world.at_end("others-undisturbed", lambda: len(other.read()) == 2)
 
 
 @SCENARIO.design(
@@ -253,15 +245,11 @@ def ours_with_errors(world: World) -> None:
 
     def fail() -> Task:
         for fs in (FS, OTHER, FS):
-            yield "an error"
+            yield f"an error of {fs}"
             core.send([ErrorEvent(m.FS_ERROR, fs, error=errno.EIO)])
 
     def reads(fails: bool) -> Task:
-        yield "enter"
-        try:
-            reader = group.reader()
-        except ClosedError:
-            return
+        reader = group.reader()
         readers.append(reader)
         run = reader.read(use)
         try:
@@ -360,12 +348,8 @@ def answer(
 ) -> Task:
     """Read permission events, and answer each, or quit with the first ones."""
     bell = Bell(group)
-    yield "listen"
-    try:
-        reader = group.reader()
-    except ClosedError:
-        return
     group.wait(bell.ring)
+    reader = group.reader()
     while True:
         yield Until("read", lambda: bell.rung, bell)
         bell.rung = False
@@ -402,8 +386,8 @@ def answer(
 
 @SCENARIO.design(
     "ours-with-verdicts",
-    "Two accesses, who answers them, and who reads and leaves without an answer.",
-    lifetimes=[GROUP, CLOSE, ACCESS, ASK, QUESTION, READER],
+    "Two accesses, one of which is allowed and one denied.",
+    lifetimes=[GROUP, CLOSE, ACCESS, ASK, QUESTION],
 )
 def ours_with_verdicts(world: World) -> None:
     """Build it."""
@@ -413,59 +397,103 @@ def ours_with_verdicts(world: World) -> None:
     for asker in askers:
         world.task(f"access {asker.pid}", ask(world, asker))
     world.task("answers", answer(world, group, askers, {1: ALLOW, 2: errno.EBUSY}))
-    world.task("quits", answer(world, group, askers, {}, quits=True))
+    world.task("closer", group.close())
+    demand(world, group)
+
+
+@SCENARIO.design(
+    "ours-quits",
+    "An access, who answers it, and who reads and leaves without an answer.",
+    lifetimes=[GROUP, CLOSE, ACCESS, ASK, QUESTION, READER],
+)
+def ours_quits(world: World) -> None:
+    """Build it."""
+    core = Fsnotify()
+    group = asked(core, PRE_CONTENT)
+    asker = Asker(core, 1, [group])
+    world.task("access", ask(world, asker))
+    world.task("answers", answer(world, group, [asker], {1: ALLOW}))
+    world.task("quits", answer(world, group, [asker], {}, quits=True))
+    world.task("closer", group.close())
+    demand(world, group)
+
+
+@SCENARIO.design(
+    "ours-killed",
+    "An access that is killed, and who may have read its event.",
+    lifetimes=[GROUP, CLOSE, ACCESS, ASK, QUESTION],
+)
+def ours_killed(world: World) -> None:
+    """Build it."""
+    core = Fsnotify()
+    group = asked(core, PRE_CONTENT)
+    asker = Asker(core, 1, [group])
+
+    def kill() -> Task:
+        yield "kill"
+        asker.killed = asker.access.verdict is None
+        asker.access.interrupt()
+
+    world.task("access", ask(world, asker))
+    world.task("answers", answer(world, group, [asker], {1: ALLOW}))
+    world.task("killer", kill())
     world.task("closer", group.close())
     demand(world, group)
 
 
 @SCENARIO.design(
     "ours-late",
-    "An access that is killed, one that waits beyond its deadline, and who answers late.",
+    "An access that waits beyond its deadline, and an answer that may come too late.",
     lifetimes=[GROUP, CLOSE, ACCESS, ASK, QUESTION],
 )
 def ours_late(world: World) -> None:
     """Build it."""
     core = Fsnotify()
     group = asked(core, PRE_CONTENT, patience=1)
-    askers = [Asker(core, pid, [group]) for pid in (1, 2)]
-
-    def kill() -> Task:
-        yield "kill access 1"
-        askers[0].killed = askers[0].access.verdict is None
-        askers[0].access.interrupt()
+    asker = Asker(core, 1, [group])
 
     def clock() -> Task:
         for now in (0, 1):
             yield f"{now} s"
-            if now:
-                askers[0].late = askers[1].late = True
+            asker.late = now == 1
             core.tick(now)
 
-    for asker in askers:
-        world.task(f"access {asker.pid}", ask(world, asker))
-    world.task("answers", answer(world, group, askers, {1: ALLOW, 2: ALLOW}))
-    world.task("killer", kill())
+    world.task("access", ask(world, asker))
+    world.task("answers", answer(world, group, [asker], {1: ALLOW}))
     world.task("clock", clock())
     world.task("closer", group.close())
     demand(world, group)
 
 
+def two_classes(world: World, closing: str, first_says: int, second_says: int) -> None:
+    """Let two groups have a say in one access, and close one of them."""
+    core = Fsnotify()
+    second, first = asked(core, CONTENT), asked(core, PRE_CONTENT)
+    asker = Asker(core, 1, [first, second])
+    world.task("access", ask(world, asker))
+    for name, group, says in (("filler", first, first_says), ("scanner", second, second_says)):
+        stays = group.cls != closing
+        world.task(name, answer(world, group, [asker], {1: says}), daemon=stays)
+        if not stays:
+            world.task("closer", group.close())
+            demand(world, group)
+
+
 @SCENARIO.design(
     "ours-two-classes",
-    "One access and two groups that have a say, both of which are closed.",
+    "One access that the first group allows and the second denies, and the second is closed.",
     lifetimes=[GROUP, CLOSE, ACCESS, ASK, QUESTION],
 )
 def ours_two_classes(world: World) -> None:
     """Build it."""
-    core = Fsnotify()
-    second, first = asked(core, CONTENT), asked(core, PRE_CONTENT)
-    askers = [Asker(core, pid, [first, second]) for pid in (1, 2)]
-    for asker in askers:
-        world.task(f"access {asker.pid}", ask(world, asker))
-    verdicts = {1: ALLOW, 2: errno.EPERM}
-    world.task("filler", answer(world, first, askers, verdicts))
-    world.task("scanner", answer(world, second, askers, verdicts))
-    world.task("closer", first.close())
-    world.task("other closer", second.close())
-    demand(world, first)
-    demand(world, second)
+    two_classes(world, CONTENT, ALLOW, errno.EPERM)
+
+
+@SCENARIO.design(
+    "ours-denied",
+    "One access that the first group denies unless it is closed first; then the second is asked.",
+    lifetimes=[GROUP, CLOSE, ACCESS, ASK, QUESTION],
+)
+def ours_denied(world: World) -> None:
+    """Build it."""
+    two_classes(world, PRE_CONTENT, errno.EBUSY, ALLOW)
