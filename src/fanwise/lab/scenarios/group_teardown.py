@@ -143,8 +143,9 @@ def ours(world: World) -> None:
         state["got"] += counted(events)
 
     def hold() -> Task:
-        yield "take a mark"
+        yield "find a mark"
         mark = group.marks.get(FOLDER)
+        yield "take it"
         if mark is None or not mark.get():
             return
         held.append(mark)
@@ -213,6 +214,8 @@ def ours_cut_off(world: World) -> None:
         core.send([Event(m.DELETE_SELF | m.MODIFY, FS, b"f")])
         yield "the filesystem is unmounted"
         core.unmount(FS)
+        yield "the mark is destroyed"
+        mark.destroy()
 
     world.task("one", close_and_die())
     world.task("other", group.close())
@@ -290,6 +293,90 @@ def ours_with_errors(world: World) -> None:
     )
 
 
+@SCENARIO.design(
+    "ours-failing-readers",
+    "Errors of one filesystem, and two readers that both fail.",
+    lifetimes=[GROUP, RESERVE, SLOT, READER],
+)
+def ours_failing_readers(world: World) -> None:
+    """Build it."""
+    core = Fsnotify()
+    group = core.group()
+    errors = group.errors
+    group.add(WHOLE, m.FS_ERROR)
+
+    def fail() -> Task:
+        for _ in range(3):
+            yield "an error"
+            core.send([ErrorEvent(m.FS_ERROR, FS, error=errno.EIO)])
+
+    def read_and_fail() -> Task:
+        reader = group.reader()
+        yield "take"
+        try:
+            reader.take()
+        except ClosedError:
+            world.case("take", "too late")
+        yield "leave"
+        reader.leave()
+
+    world.task("errors", fail())
+    world.task("one", read_and_fail())
+    world.task("other", read_and_fail())
+    world.task("closer", group.close())
+    demand(world, group)
+    world.at_end("every-error-counted", lambda: errors.raised == errors.abandoned)
+
+
+@SCENARIO.design(
+    "ours-woken",
+    "Events and errors, a reader that fails with some, and one that has to get them all.",
+    lifetimes=[READER, SLOT],
+)
+def ours_woken(world: World) -> None:
+    """Build it."""
+    core = Fsnotify()
+    group = core.group()
+    group.add(WHOLE, m.FS_ERROR | m.MODIFY)
+    state = {"got": 0}
+    bell = Bell(group)
+
+    def send() -> Task:
+        for name in (b"1", b"2"):
+            yield "send"
+            core.send([Event(m.MODIFY, FS, name, b"d", name)])
+
+    def fail() -> Task:
+        yield "an error"
+        core.send([ErrorEvent(m.FS_ERROR, FS, error=errno.EIO)])
+
+    def read_an_error_and_fail() -> Task:
+        reader = group.reader()
+        yield "take"
+        state["got"] += sum(not event.mask & m.FS_ERROR for event in reader.take())
+        bell.ring()  # who took less than all passes it on
+        yield "leave"
+        reader.leave()
+
+    def read_all() -> Task:
+        reader = group.reader()
+        group.wait(bell.ring)
+        while state["got"] < 3:
+            yield Until("read", lambda: bell.rung, bell)
+            bell.rung = False
+            while events := reader.take():
+                state["got"] += counted(events)
+                reader.done()
+        group.leave(bell.ring)
+        reader.leave()
+
+    world.task("sender", send())
+    world.task("errors", fail())
+    world.task("fails", read_an_error_and_fail())
+    world.task("reads", read_all())
+    world.at_end("every-event-counted", lambda: state["got"] == 3 and not len(group.queue))
+
+
 # -- verdicts --
 
 BEFORE: dict[str, tuple[str, ...]] = {PRE_CONTENT: (), CONTENT: (PRE_CONTENT,)}
@@ -302,6 +389,7 @@ class Asker:
         self.access: Access = core.access(PermissionEvent(m.OPEN_PERM, FS, b"f", b"d", pid=pid))
         self.pid = pid
         self.groups = groups
+        self.asked: set[str] = set()
         self.answers: dict[str, int] = {}
         self.killed = self.late = False
 
@@ -312,7 +400,10 @@ class Asker:
         if denied or verdict == errno.EINTR:
             return verdict == (errno.EINTR if self.killed else denied[0] if denied else None)
         if verdict == ALLOW:  # a group that ended is not asked
-            return all(g.cls in self.answers or g.state != "OPEN" for g in self.groups)
+            return all(
+                g.cls in self.answers or (g.state != "OPEN" and g.cls not in self.asked)
+                for g in self.groups
+            )
         if verdict == errno.EAGAIN:
             return self.late
         return any(
@@ -339,22 +430,29 @@ def asked(core: Fsnotify, cls: str, patience: float | None = None) -> Group:
 
 def ask(world: World, asker: Asker) -> Task:
     """Open the file."""
-    yield from asker.access.asking()
+    for step in asker.access.asking():
+        if asker.access.question is not None:
+            asker.asked.add(asker.access.question.verdicts.cls)
+        yield step
     world.check("one-verdict", asker.fine(), f"{asker.access.verdict} after {asker.answers}")
 
 
 def answer(
-    world: World, group: Group, askers: list[Asker], verdicts: dict[int, int], quits: bool = False
+    world: World,
+    group: Group,
+    askers: list[Asker],
+    verdicts: dict[int, int],
+    quits: bool = False,
+    reader: Reader | None = None,
 ) -> Task:
-    """Read permission events, and answer each, or quit with the first ones."""
+    """Read permission events, by a reader if it has one, and answer each; or quit with them."""
     bell = Bell(group)
     group.wait(bell.ring)
-    reader = group.reader()
     while True:
         yield Until("read", lambda: bell.rung, bell)
         bell.rung = False
         try:
-            events = reader.take()
+            events = group.read() if reader is None else reader.take()
         except ClosedError:
             break
         world.check("no-event-after-close", group.state == "OPEN", group.state)
@@ -381,7 +479,8 @@ def answer(
                 world.case("answer", "nobody waited")
     yield "leave"
     group.leave(bell.ring)
-    reader.leave()
+    if reader is not None:
+        reader.leave()
 
 
 @SCENARIO.design(
@@ -412,8 +511,8 @@ def ours_quits(world: World) -> None:
     group = asked(core, PRE_CONTENT)
     asker = Asker(core, 1, [group])
     world.task("access", ask(world, asker))
-    world.task("answers", answer(world, group, [asker], {1: ALLOW}))
-    world.task("quits", answer(world, group, [asker], {}, quits=True))
+    world.task("answers", answer(world, group, [asker], {1: ALLOW}, reader=group.reader()))
+    world.task("quits", answer(world, group, [asker], {}, quits=True, reader=group.reader()))
     world.task("closer", group.close())
     demand(world, group)
 
@@ -459,7 +558,7 @@ def ours_late(world: World) -> None:
             core.tick(now)
 
     world.task("access", ask(world, asker))
-    world.task("answers", answer(world, group, [asker], {1: ALLOW}))
+    world.task("answers", answer(world, group, [asker], {1: ALLOW}, reader=group.reader()))
     world.task("clock", clock())
     world.task("closer", group.close())
     demand(world, group)
