@@ -302,6 +302,17 @@ def test_an_end_that_is_cut_off_is_finished_by_the_next(core, step):
     assert len(group.queue) == len(group.marks) == len(group.dying) == 0
 
 
+@pytest.mark.parametrize("step", [step for step in CLOSE.steps if step != "answer an access"])
+def test_the_slower_of_two_ends_finds_all_done(core, step):
+    group = group2(core)
+    slow, fast = group.close(), group.close()
+    while slow.at != step:
+        slow.step()
+    assert fast.run()
+    assert slow.run()
+    assert group.state == "CLOSED"
+
+
 @pytest.mark.parametrize("step", CLOSE.steps)
 def test_a_fault_in_a_step_leaves_it_to_the_next(core, step):
     group, asking = full(core)

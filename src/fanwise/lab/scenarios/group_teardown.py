@@ -37,6 +37,9 @@ events. An error event that held its mark turned that order round, and was a use
 `fanwise.notify` keeps the same order in `Group.close`. The designs below are its own code, in
 worlds of tasks that send, read, mark, ask, answer, fail and close at once; nothing is a copy. A
 mutation test seeds faults into that code, and each one is found here.
+
+The first run found one that nobody had seeded: of two who close one group, the slower could stand
+before `free events` while the other closed the reserve, and then freed events into it.
 """,
     properties={
         "no-event-after-close": "Nobody reads an event once the end of the group has begun.",
@@ -247,7 +250,7 @@ def ours_with_errors(world: World) -> None:
         used["errors"] += sum(event.count or 1 for event in events)
 
     def fail() -> Task:
-        for fs in (FS, OTHER, FS):
+        for fs in (FS, OTHER):
             yield f"an error of {fs}"
             core.send([ErrorEvent(m.FS_ERROR, fs, error=errno.EIO)])
 
