@@ -166,6 +166,22 @@ def test_an_access_is_one_permission_event(core, mask):
         core.send([PermissionEvent(mask | m.OPEN_PERM, 1)])
 
 
+def test_who_read_an_event_is_who_its_access_waits_for():
+    core = Fsnotify(current=lambda: "the filler")
+    group = listener(core)
+    opener = Opener(core)
+    assert (opener.run.on.name, opener.run.on.holders) == (
+        "the verdict of PRE_CONTENT on OPEN_PERM",
+        (),
+    )
+    with group.reader() as reader:
+        reader.take()
+        assert opener.run.on.holders == ("the filler",)
+    assert opener.run.on.holders == ()
+    group.read()
+    assert opener.run.on.holders == ("the filler",)
+
+
 # -- answers --
 
 

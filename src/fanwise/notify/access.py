@@ -66,7 +66,7 @@ class Access:
                 yield "ask the next group"
                 self._ask()
             else:
-                yield ASK.until("take the verdict", self._answered)
+                yield ASK.until("take the verdict", self._answered, self.question)
                 self._take()
         assert self.verdict is not None
         return self.verdict

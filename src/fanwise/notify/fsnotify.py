@@ -112,11 +112,16 @@ class Superblock:
 
 
 class Fsnotify:
-    """Groups, and the marks of every filesystem. Not thread-safe: one owner."""
+    """Groups, and the marks of every filesystem. Not thread-safe: one owner.
 
-    __slots__ = ("_number", "_superblocks", "groups")
+    ``current`` returns who runs now, like the kernel's ``current``: who reads a permission event is
+    then told as the one that its access waits for. None where nobody asks that.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_number", "_superblocks", "current", "groups")
+
+    def __init__(self, current: Callable[[], object] | None = None) -> None:
+        self.current = current
         self.groups: dict[Group, None] = {}
         self._superblocks: dict[Hashable, Superblock] = {}
         self._number = 0  # of the group made last

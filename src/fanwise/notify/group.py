@@ -159,8 +159,13 @@ class Group:
         asked = self.queue.questions
         events = self.queue.pop(most)
         if asked:
-            self.verdicts.report(events, None)
+            self.verdicts.report(events, None, self.holders())
         return events
+
+    def holders(self) -> tuple[object, ...]:
+        """Return who runs now, as the owner tells it, for what is read now; () when it does not."""
+        current = self._core.current
+        return () if current is None else (current(),)
 
     def answer(self, number: int, verdict: int) -> bool:
         """Give the verdict on a permission event that was read: ALLOW or an errno.

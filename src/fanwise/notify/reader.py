@@ -68,7 +68,7 @@ class Reader:
         asked = self.group.queue.questions
         events, self.slot = self.group.queue.take(most)
         if asked:
-            self.group.verdicts.report(events, self)
+            self.group.verdicts.report(events, self, self.group.holders())
         if self.slot is not None:
             READER.advance(self, "take")
         return events

@@ -30,6 +30,7 @@ from fanwise.lifetime import Lifetime
 
 from .event import Event, PermissionEvent
 from .mark import CONTENT, NOTIF
+from .mask import show
 from .queue import Queue
 
 if TYPE_CHECKING:
@@ -79,10 +80,13 @@ AS_LINUX = Policy(late=ALLOW, closing=ALLOW, patience=None)
 class Question:
     """What one access asks one group. ``verdict`` is None until there is one.
 
-    ``wake`` is called when it comes; it must not call back into notify.
+    ``wake`` is called when it comes; it must not call back into notify. ``holders`` is who read it,
+    as `Fsnotify.current` told then: a deadlock of who waits here is told with it.
     """
 
-    __slots__ = ("deadline", "event", "number", "reader", "state", "verdict", "verdicts", "wake")
+    __slots__ = (
+        "deadline", "event", "holders", "number", "reader", "state", "verdict", "verdicts", "wake",
+    )  # fmt: skip
 
     state: str
 
@@ -96,8 +100,14 @@ class Question:
         self.verdict: int | None = None
         self.deadline: float | None = None  # from the first tick on
         self.reader: Reader | None = None
+        self.holders: tuple[object, ...] = ()
         verdicts.open[self.number] = self
         QUESTION.start(self)
+
+    @property
+    def name(self) -> str:
+        """What its access waits for."""
+        return f"the verdict of {self.verdicts.cls} on {show(self.event.mask)}"
 
     def leave(self) -> None:
         """The access goes on, with the verdict or without one. To be called once."""
@@ -204,13 +214,16 @@ class Verdicts:
 
     # -- the reader --
 
-    def report(self, events: list[Event], reader: "Reader | None") -> None:
+    def report(
+        self, events: list[Event], reader: "Reader | None", holders: tuple[object, ...]
+    ) -> None:
         """Note that these events were read; they are replaced by copies, which are the reader's."""
         for at, event in enumerate(events):
             if type(event) is PermissionEvent:
                 question = self.open[event.number]
                 events[at] = event.__copy__()  # type: ignore[attr-defined]
                 self.held[event.number] = question
+                question.holders = holders
                 if reader is not None:
                     question.reader = reader
                     reader.questions[event.number] = question
@@ -327,6 +340,7 @@ class Verdicts:
         if question.reader is not None:
             del question.reader.questions[question.number]
             question.reader = None
+        question.holders = ()
 
     def __repr__(self) -> str:
         return f"<Verdicts {len(self.open)} open, {len(self.held)} held, {self.askers} askers>"
