@@ -156,6 +156,11 @@ class Fsnotify:
             found = self._superblocks[fs] = Superblock()
         return found
 
+    def marked(self, fs: Hashable, key: bytes) -> bool:
+        """Whether some group has a mark on this very object."""
+        found = self._superblocks.get(fs)
+        return found is not None and (key in found.inodes or key in found.trees)
+
     def unmount(self, fs: Hashable) -> None:
         """Forget a filesystem: its marks end. Events already queued stay (fsnotify_sb_delete)."""
         found = self._superblocks.pop(fs, None)
