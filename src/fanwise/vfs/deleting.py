@@ -30,12 +30,14 @@ class Deleting:
 
         ``take_away()`` is the filesystem's part: after it the name is gone from the disk, and a
         file's ATTRIB (its link count) is told. What is left is to unhash the dentry
-        (`Vfs.d_delete`, or its parts) and to tell DELETE (`Vfs.tell_entry`). Raises what
+        (`Vfs.d_delete`, or its parts) and to tell DELETE (`Vfs.tell_entry`, or `Vfs.prepare` and
+        `Vfs.tell_report`). Raises what
         ``take_away`` raises; then the name is still there.
         """
-        inode, name = dentry.target, dentry.name
+        vfs, inode, name = self.vfs, dentry.target, dentry.name
         yield from take_away()
-        self.vfs.ihold(inode)
-        yield from self.vfs.d_delete(dentry)
-        yield from self.vfs.tell_entry(DELETE, parent, name, inode)
-        yield from self.vfs.iput(inode)
+        vfs.ihold(inode)
+        report = vfs.prepare(vfs.of_entry(DELETE, parent, name, inode))
+        yield from vfs.d_delete(dentry)
+        yield from vfs.tell_report(report)
+        yield from vfs.iput(inode)

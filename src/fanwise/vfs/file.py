@@ -16,10 +16,11 @@ from .mount import Path
 class File:
     """One open file. ``flags`` are O_*. A ``silent`` one raises no event (FMODE_NONOTIFY).
 
-    ``wb_err`` and ``sb_err`` are what it knows of write-back errors.
+    ``asks`` are the permission events that it may raise, fixed when it is opened. ``wb_err`` and
+    ``sb_err`` are what it knows of write-back errors.
     """
 
-    __slots__ = ("flags", "path", "pos", "sb_err", "silent", "state", "wb_err")
+    __slots__ = ("asks", "flags", "path", "pos", "sb_err", "silent", "state", "wb_err")
 
     state: str
 
@@ -27,7 +28,7 @@ class File:
         self.path = path
         self.flags = flags
         self.silent = silent
-        self.pos = 0
+        self.pos = self.asks = 0
         self.wb_err = self.sb_err = 0
         FILE.start(self)
 

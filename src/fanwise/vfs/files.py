@@ -138,6 +138,7 @@ class Files(Names):
         file.wb_err = errseq.sample(inode.wb_err)
         file.sb_err = errseq.sample(inode.sb.wb_err)
         inode.writers += file.writable
+        file.asks = self.may_be_asked(file)
         LIFE.advance(file, "open")
         yield from self.tell_file(m.OPEN, file)
 
@@ -291,6 +292,7 @@ class Files(Names):
         if here.dentry.target.is_dir:
             fail(errno.EISDIR)
         file = File(here, os.O_WRONLY)  # never opened: it only carries the place to the hook
+        file.asks = self.may_be_asked(file)
         if _read_only(here.mount):
             fail(errno.EROFS)
         yield from self.guard.guarded(

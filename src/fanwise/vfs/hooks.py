@@ -9,11 +9,13 @@ LOCKING   none of its own; where it stands among an operation's locks is Linux's
 Linux reference: include/linux/fsnotify.h, fs/notify/fsnotify.c.
 """
 
-from collections.abc import Callable, Hashable, Iterable
-from typing import Protocol
+from collections.abc import Callable
 
 from fanwise.notify import mask as m
-from fanwise.notify.event import ErrorEvent, Event
+from fanwise.notify.event import ErrorEvent, Event, PermissionEvent
+from fanwise.notify.fsnotify import Fsnotify
+from fanwise.notify.mark import CONTENT, PRE_CONTENT
+from fanwise.notify.report import Report
 
 from .deleting import Deleting
 from .dentry import Dentry
@@ -21,21 +23,8 @@ from .file import File
 from .guard import Guard
 from .inode import Inode
 from .locks import Mutex
-from .protocol import Current, Op
+from .protocol import Current, Op, fail
 from .superblock import Superblock
-
-
-class Listeners(Protocol):
-    """Who is told: `fanwise.notify.fsnotify.Fsnotify`, or what a test puts in its place."""
-
-    def send(self, events: Iterable[Event]) -> None:
-        """Take events."""
-
-    def unmount(self, fs: Hashable) -> None:
-        """Forget a filesystem."""
-
-    def marked(self, fs: Hashable, key: bytes) -> bool:
-        """Whether an object has a mark."""
 
 
 class Hooks:
@@ -48,7 +37,7 @@ class Hooks:
     def __init__(
         self,
         current: Current = lambda: "task",
-        notify: Listeners | None = None,
+        notify: Fsnotify | None = None,
         pid: Callable[[], int] = lambda: 0,
         guard: Guard | None = None,
         deleting: Deleting | None = None,
@@ -146,15 +135,66 @@ class Hooks:
                 ErrorEvent(m.FS_ERROR, sb.key, key, pid=self.pid(), ancestors=above, error=error)
             )
 
+    def prepare(self, event: Event) -> Report | None:
+        """Build a report that is told later, by `tell_report`; None without a listener."""
+        return None if self.notify is None else self.notify.prepare((event,))
+
+    def tell_report(self, report: Report | None) -> Op[None]:
+        """Tell what was prepared: it is visible now."""
+        if report is not None:
+            yield "tell report"
+            report.report()
+
     # -- asking --
 
-    def ask(
-        self, mask: int, file: File, offset: int | None = None, count: int | None = None
-    ) -> Op[None]:
+    def ask(self, mask: int, file: File, at: int = 0, count: int = 0) -> Op[None]:
         """Ask those who give verdicts; raises OSError with the errno of a denial.
 
-        ``offset`` and ``count`` are the bytes that are about to be used, None for none in
-        particular.
+        ``at`` and ``count`` are the bytes that are about to be used, of PRE_ACCESS alone, which is
+        asked for whole pages. Nobody is asked through a file that was opened before they wanted it.
         """
-        return
-        yield
+        notify = self.notify
+        if notify is None or (mask != m.OPEN_PERM and not file.asks & mask):
+            return
+        event = self.of_access(mask, file.path.dentry)
+        if mask == m.PRE_ACCESS:
+            size = file.path.dentry.sb.disk.page
+            start = at - at % size
+            event.range = start, -(-(at + count) // size) * size - start
+        if not notify.asks(event):
+            return
+        verdict = yield from notify.access(event).asking()
+        if verdict:
+            fail(verdict)
+
+    def of_access(self, mask: int, dentry: Dentry) -> PermissionEvent:
+        """Make the event of an access that may have to wait."""
+        told = self.of_object(mask, dentry)
+        return PermissionEvent(
+            told.mask,
+            told.fs,
+            told.key,
+            told.dir,
+            told.name,
+            pid=told.pid,
+            ancestors=told.ancestors,
+        )
+
+    def may_be_asked(self, file: File) -> int:
+        """Return what may be asked through a file that is opened now; later marks change nothing.
+
+        ACCESS_PERM if any group that gives verdicts has a mark on the filesystem, PRE_ACCESS if one
+        wants it of this file (file_set_fsnotify_mode_from_watchers).
+        """
+        notify, dentry = self.notify, file.path.dentry
+        if notify is None or file.silent or not notify.has_marks(dentry.sb.key):
+            return 0
+        found = 0
+        for group in notify.groups:
+            if group.cls in (CONTENT, PRE_CONTENT) and any(
+                on.fs == dentry.sb.key for on in group.marks
+            ):
+                found = m.ACCESS_PERM
+        if found and notify.asks(self.of_access(m.PRE_ACCESS, dentry)):
+            found |= m.PRE_ACCESS
+        return found

@@ -11,7 +11,7 @@ Linux reference: fs/namespace.c, fs/namei.c, fs/super.c (deactivate_super).
 import errno
 import os
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from fanwise.lifetime import Until
 
@@ -22,9 +22,6 @@ from .inode import Inode
 from .mount import MOUNT, Mount, Path
 from .protocol import Op, fail
 from .superblock import SUPERBLOCK, Superblock
-
-if TYPE_CHECKING:
-    pass
 
 AnyPath: TypeAlias = str | bytes
 

@@ -7,10 +7,11 @@ Linux reference: fs/ioctl.c, fs/fserror.c, Documentation/filesystems/vfs.rst.
 
 from collections.abc import Callable
 
+from fanwise.notify.fsnotify import Fsnotify
+
 from .deleting import Deleting
 from .files import Files
 from .guard import Guard
-from .hooks import Listeners
 from .inode import Inode
 from .protocol import Current, Op
 from .superblock import USER, Superblock
@@ -31,7 +32,7 @@ class Vfs(Files):
     def __init__(
         self,
         current: Current = lambda: "task",
-        notify: Listeners | None = None,
+        notify: Fsnotify | None = None,
         pid: Callable[[], int] = lambda: 0,
         guard: Guard | None = None,
         deleting: Deleting | None = None,
