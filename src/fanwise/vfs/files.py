@@ -240,8 +240,6 @@ class Files(Names):
         """
         self._opened(source, reading=True)
         self._opened(out, writing=True)
-        if source.path.dentry.target.is_dir or out.flags & os.O_APPEND:
-            fail(errno.EINVAL)
         start = source.pos if at is None else at
         return (
             yield from self.guard.guarded(
@@ -257,6 +255,8 @@ class Files(Names):
         yield from self._ask_access(out, out.pos, count, reading=False)
 
     def _send(self, out: File, source: File, count: int, at: int | None) -> Op[int]:
+        if out.flags & os.O_APPEND or (count and source.path.dentry.target.is_dir):
+            fail(errno.EINVAL)
         start = source.pos if at is None else at
         data = yield from self.get_bytes(source.path.dentry.target, start, count)
         if data:

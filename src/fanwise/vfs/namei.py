@@ -278,12 +278,12 @@ class Names(Namespace):
         replaced = target if flags != EXCHANGE else None
         if replaced is not None and source.is_dir != replaced.is_dir:
             fail(errno.ENOTDIR if source.is_dir else errno.EISDIR)
-        name = dentry.name
+        name, new_name = dentry.name, victim.name
         work = self._rename_node(old, dentry, new, victim, replaced)
         yield from self.under(_to_lock(source, target, old is new, flags), "lock inode", work)
-        yield from self._tell_move(old, name, new, victim.name, source, replaced)
+        yield from self._tell_move(old, name, new, new_name, source, replaced)
         if flags == EXCHANGE and target is not None:
-            yield from self._tell_move(new, dentry.name, old, name, target, None)
+            yield from self._tell_move(new, new_name, old, name, target, None)
 
     def _rename_node(
         self, old: Dentry, dentry: Dentry, new: Dentry, victim: Dentry, replaced: Inode | None
