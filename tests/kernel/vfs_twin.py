@@ -185,6 +185,11 @@ class Twin:
         self.compare(what)
         return model
 
+    def same(self, one, other):
+        """Whether two open files are of one object."""
+        one, other = (self.files[at][1].path.dentry.inode for at in (one, other))
+        return one is other
+
     def mark(self, path, mask):
         """Put a mark on an object, both sides."""
         try:

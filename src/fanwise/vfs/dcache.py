@@ -194,11 +194,12 @@ class Dentries(Inodes):
                     del inode.pages[number]
         yield from self.shrink(sb)
         for inode in list(sb.inodes.values()):
-            if inode.refs or inode.state != "LIVE":
+            if inode.refs or inode.state != "LIVE" or not inode.links:
                 continue
             yield "prune inode"
             if (
                 not inode.refs
+                and inode.links
                 and inode.state == "LIVE"
                 and not inode.dirty
                 and not self.marked(inode)

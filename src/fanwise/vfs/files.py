@@ -21,6 +21,8 @@ from .namespace import AnyPath
 from .protocol import Op, fail
 from .superblock import PAGEFAULT
 
+_PIPE = 16  # pages that sendfile has in hand
+
 
 class Files(Names):
     """The layer of open files."""
@@ -258,15 +260,21 @@ class Files(Names):
         if out.flags & os.O_APPEND or (count and source.path.dentry.target.is_dir):
             fail(errno.EINVAL)
         start = source.pos if at is None else at
-        data = yield from self.get_bytes(source.path.dentry.target, start, count)
-        if data:
+        done, most = 0, _PIPE * source.path.dentry.sb.disk.page
+        while done < count:
+            data = yield from self.get_bytes(
+                source.path.dentry.target, start + done, min(count - done, most)
+            )
+            if not data:
+                break
             yield from self._put(out, data, None)
+            done += len(data)
         if at is None:
-            source.pos = start + len(data)
-        if data:
+            source.pos = start + done
+        if done:
             yield from self.tell_file(m.ACCESS, source)
             yield from self.tell_file(m.MODIFY, out)
-        return len(data)
+        return done
 
     def fault(self, file: File, number: int, data: bytes | None = None) -> Op[bytes]:
         """Touch a page through a mapping, and write ``data`` at its start; the page as it is then.

@@ -53,6 +53,11 @@ class Guard:
             lock.start_now()
         return lock
 
+    def start_now(self, sb: Superblock, level: str) -> Held | None:
+        """Take a level without waiting; None while it is shut."""
+        lock = sb.freeze.levels[level]
+        return lock if lock.start_now() else None
+
     def guarded(
         self,
         sb: Superblock,
@@ -123,10 +128,8 @@ class Guard:
     def thaw(self, sb: Superblock, by: str) -> Op[None]:
         """Thaw for a holder; the last one lets the writers in.
 
-        Raises EOPNOTSUPP, and EINVAL when such a holder has not frozen it.
+        Raises EINVAL when such a holder has not frozen it.
         """
-        if not sb.freezable:
-            fail(errno.EOPNOTSUPP)
         freeze = sb.freeze
         yield from sb.umount.take("lock s_umount to thaw")
         with sb.umount:
@@ -141,6 +144,7 @@ class Guard:
             for level in freeze.levels.values():
                 level.unshut()
             FREEZE.advance(freeze, "thaw")
+        yield from self.vfs.evict_deferred(sb)
         yield from self.vfs.deactivate(sb)
 
     def settle(self, sb: Superblock) -> Op[None]:

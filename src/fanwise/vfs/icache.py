@@ -43,19 +43,36 @@ class Inodes(Hooks):
             yield from self.evict(inode)
 
     def evict(self, inode: Inode) -> Op[None]:
-        """Evict an inode without references: its pages, its object if it has no name, itself."""
-        INODE.advance(inode, "evict")
+        """Evict an inode without references: its pages, its object if it has no name, itself.
+
+        Nobody waits for a frozen filesystem here: what has no name goes when it is thawed.
+        """
         sb = inode.sb
-        if not inode.links:
-            held = yield from self.guard.start(sb, FS)
-            with held:
-                yield "evict"
-                inode.pages.clear()
-                sb.disk.free(inode.node)
-        else:
+        if inode.links:
+            INODE.advance(inode, "evict")
             yield "evict"
-            inode.pages.clear()
-        del sb.inodes[inode.number]
+            self._forget(inode)
+            return
+        held = self.guard.start_now(sb, FS)
+        if held is None:
+            sb.deferred.append(inode)
+            return
+        with held:
+            INODE.advance(inode, "evict")
+            yield "evict"
+            sb.disk.free(inode.node)
+            self._forget(inode)
+
+    def evict_deferred(self, sb: Superblock) -> Op[None]:
+        """Evict what could not go while the filesystem was frozen."""
+        while sb.deferred:
+            yield "evict deferred"
+            if sb.deferred:
+                yield from self.evict(sb.deferred.pop(0))
+
+    def _forget(self, inode: Inode) -> None:
+        inode.pages.clear()
+        del inode.sb.inodes[inode.number]
         INODE.advance(inode, "free")
 
     # -- pages --

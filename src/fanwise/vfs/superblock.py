@@ -85,7 +85,7 @@ class Superblock:
     """
 
     __slots__ = (
-        "active", "disk", "errors", "first_error", "freeze", "inodes", "key", "pending",
+        "active", "deferred", "disk", "errors", "first_error", "freeze", "inodes", "key", "pending",
         "read_only", "rename", "root", "state", "umount", "wb_err",
     )  # fmt: skip
 
@@ -100,6 +100,7 @@ class Superblock:
         self.inodes: dict[int, Inode] = {}
         self.root: Dentry | None = None
         self.active = 0
+        self.deferred: list[Inode] = []  # without name and user, to be evicted when it is thawed
         self.freeze = Freeze(levels, current)
         self.rename = Mutex("rename", current)
         self.umount = RwSem("s_umount", current)

@@ -45,7 +45,7 @@ class Vfs(Files):
         yield from self.guard.freeze(sb, by)
 
     def thaw(self, sb: Superblock, by: str = USER) -> Op[None]:
-        """Thaw a filesystem. Raises EOPNOTSUPP, and EINVAL for one that is not frozen so."""
+        """Thaw a filesystem. Raises EINVAL for one that is not frozen so."""
         yield from self.guard.thaw(sb, by)
 
     def error(self, sb: Superblock, code: int, inode: Inode | None = None) -> Op[None]:
