@@ -34,15 +34,19 @@ class Linux:
 
     def __init__(self, root):
         self.root = os.fsdecode(root)
+        self.opened = set()
 
     def _at(self, path):
         return self.root + path
 
     def open(self, path, flags, mode=0o644):
-        return os.open(self._at(path), flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        fd = os.open(self._at(path), flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        self.opened.add(fd)
+        return fd
 
     def close(self, fd):
         os.close(fd)
+        self.opened.discard(fd)
 
     def read(self, fd, count, at=None):
         return os.read(fd, count) if at is None else os.pread(fd, count, at)
@@ -52,8 +56,6 @@ class Linux:
 
     def readdir(self, fd):
         buffer = ctypes.create_string_buffer(1 << 15)
-        if _stat(os.fstat(fd)).kind == "dir":
-            os.lseek(fd, 0, os.SEEK_SET)
         names = []
         while True:
             size = libc.getdents64(fd, buffer, len(buffer))
@@ -61,6 +63,7 @@ class Linux:
                 code = ctypes.get_errno()
                 raise OSError(code, os.strerror(code))
             if not size:
+                os.lseek(fd, 0, os.SEEK_SET)  # vfs knows no positions in directories
                 return sorted(names)
             data = buffer.raw[:size]
             while data:
@@ -147,7 +150,7 @@ class Twin:
         return self
 
     def __exit__(self, *_):
-        for fd, _ in self.files:
+        for fd in self.linux.opened:
             os.close(fd)
         for fd, _ in self.groups:
             os.close(fd)
@@ -246,7 +249,7 @@ class Twin:
                         self.vfs.read(file, 1 << 20, 0)
                     ), path
             finally:
-                os.close(fd)
+                self.linux.close(fd)
                 finish(self.vfs.close(file))
             found += 1
         for fd, _ in self.groups:

@@ -241,7 +241,6 @@ class Files(Names):
         Raises EBADF, EINVAL for directories and for appending, and what a verdict denies with.
         """
         self._opened(source, reading=True)
-        self._opened(out, writing=True)
         start = source.pos if at is None else at
         return (
             yield from self.guard.guarded(
@@ -254,6 +253,7 @@ class Files(Names):
 
     def _ask_to_send(self, out: File, source: File, start: int, count: int) -> Op[None]:
         yield from self._ask_access(source, start, count, reading=True)
+        self._opened(out, writing=True)
         yield from self._ask_access(out, out.pos, count, reading=False)
 
     def _send(self, out: File, source: File, count: int, at: int | None) -> Op[int]:
