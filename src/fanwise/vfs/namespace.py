@@ -83,6 +83,7 @@ class Namespace(Dentries):
         on = yield from self.walk(path)
         yield from self.namespace.take("lock namespace")
         with self.namespace:
+            on = yield from self.cross(on)  # somebody may have mounted there since (lock_mount)
             inode = on.dentry.inode
             if inode is not None and not inode.dead and on.mount.state == "ATTACHED":
                 if inode.is_dir != root.target.is_dir:
