@@ -40,7 +40,9 @@ class Files(Names):
             fail(errno.EINVAL)
         here, name = yield from self.walk_parent(path)
         created = False
-        if name not in (b"", b".", b".."):
+        if name in (b".", b".."):
+            here = yield from self.step(here, name)  # fails for no directory
+        elif name:
             dentry, created = yield from self._open_last(here, name, flags, mode)
             if dentry.inode is None:
                 yield from self.dput(dentry)

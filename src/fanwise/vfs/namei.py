@@ -371,16 +371,6 @@ class Names(Namespace):
         with first.lock:
             return (yield from self.under(inodes[1:], step, work))
 
-    def then_put(self, work: Op[T], path: Path) -> Op[T]:
-        """Run an operation, then let go of a place, also when it fails."""
-        try:
-            result = yield from work
-        except OSError:
-            yield from self.put(path)
-            raise
-        yield from self.put(path)
-        return result
-
     def then_dput(self, work: Op[T], dentry: Dentry) -> Op[T]:
         """Run an operation, then let go of a dentry, also when it fails."""
         try:

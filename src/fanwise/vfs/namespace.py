@@ -20,7 +20,7 @@ from .dentry import DENTRY, Dentry
 from .disk import ROOT, Disk
 from .inode import Inode
 from .mount import MOUNT, Mount, Path
-from .protocol import Op, fail
+from .protocol import Op, T, fail
 from .superblock import SUPERBLOCK, Superblock
 
 AnyPath: TypeAlias = str | bytes
@@ -64,37 +64,35 @@ class Namespace(Dentries):
 
     def mount(self, sb: Superblock, path: AnyPath, read_only: bool = False) -> Op[Mount]:
         """Mount a filesystem on a directory. Raises ENOENT, ENOTDIR."""
-        return (yield from self._attach_mount(sb, self._root(sb), path, read_only))
+        on = yield from self.walk(path)
+        return (yield from self._attach_mount(sb, self._root(sb), on, read_only))
 
     def bind(self, old: AnyPath, new: AnyPath, read_only: bool = False) -> Op[Mount]:
-        """Let what is at ``old`` be seen at ``new``, too."""
-        source = yield from self.walk(old)
+        """Let what is at ``old`` be seen at ``new``, too. Raises ENOENT, ENOTDIR."""
+        on = yield from self.walk(new)
         try:
-            mount = yield from self._attach_mount(source.mount.sb, source.dentry, new, read_only)
+            source = yield from self.walk(old)
         except OSError:
-            yield from self.put(source)
+            yield from self.put(on)
             raise
-        yield from self.put(source)
-        return mount
+        work = self._attach_mount(source.mount.sb, source.dentry, on, read_only)
+        return (yield from self.then_put(work, source))
 
-    def _attach_mount(
-        self, sb: Superblock, root: Dentry, path: AnyPath, read_only: bool
-    ) -> Op[Mount]:
-        on = yield from self.walk(path)
+    # The mount takes the path over; on failure it is let go of.
+    def _attach_mount(self, sb: Superblock, root: Dentry, on: Path, read_only: bool) -> Op[Mount]:
         yield from self.namespace.take("lock namespace")
         with self.namespace:
             on = yield from self.cross(on)  # somebody may have mounted there since (lock_mount)
             inode = on.dentry.inode
-            if inode is not None and not inode.dead and on.mount.state == "ATTACHED":
-                if inode.is_dir != root.target.is_dir:
-                    code = errno.ENOTDIR
-                else:
-                    mount = self._mount(sb, root, on, read_only)
-                    on.mount.covers[on.dentry] = mount
-                    on.dentry.mounted += 1
-                    return mount  # it keeps the path
-            else:
+            if inode is None or inode.dead or on.mount.state != "ATTACHED":
                 code = errno.ENOENT
+            elif inode.is_dir != root.target.is_dir:
+                code = errno.ENOTDIR
+            else:
+                mount = self._mount(sb, root, on, read_only)
+                on.mount.covers[on.dentry] = mount
+                on.dentry.mounted += 1
+                return mount
         yield from self.put(on)
         fail(code)
 
@@ -167,7 +165,7 @@ class Namespace(Dentries):
                     continue
                 if sb.disk.memory and dentry.state == "POSITIVE":
                     dentry.refs -= 1  # what it had for being a name
-                if not dentry.refs:
+                if not dentry.refs and dentry.state in ("POSITIVE", "NEGATIVE"):
                     yield from self._shut(dentry)
             root, sb.root = self._root(sb), None
             yield from self.dput(root)
@@ -186,7 +184,7 @@ class Namespace(Dentries):
     def walk(self, path: AnyPath) -> Op[Path]:
         """Return the place a path leads to. Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
         parent, last = yield from self.walk_parent(path)
-        if last in (b"", b".", b".."):
+        if not last:
             return parent
         try:
             return (yield from self.step(parent, last))
@@ -197,16 +195,14 @@ class Namespace(Dentries):
     def walk_parent(self, path: AnyPath) -> Op[tuple[Path, bytes]]:
         """Return the directory in which a path's last name is, and that name.
 
-        The name is ``b""``, ``b"."`` or ``b".."`` where the path ends so; then the place is the one
-        that the whole path leads to.
+        The name may be ``b"."`` or ``b".."``; of ``/`` it is ``b""``, and the place is the root.
         """
         names = split(path)
         mount = self.root
         assert mount is not None
         here = Path(mount, mount.root)
         self.path_get(here)
-        last = names.pop() if names and names[-1] not in (b".", b"..") else b""
-        ending = names[-1] if names and not last else last
+        last = names.pop() if names else b""
         try:
             for name in names:
                 here = yield from self.step(here, name)
@@ -215,7 +211,7 @@ class Namespace(Dentries):
         except OSError:
             yield from self.put(here)
             raise
-        return here, ending
+        return here, last
 
     def step(self, here: Path, name: bytes) -> Op[Path]:
         """Go from a directory to what a name in it leads to, which takes the place of ``here``.
@@ -264,6 +260,16 @@ class Namespace(Dentries):
         """Let go of a place."""
         yield from self.dput(path.dentry)
         yield from self.mntput(path.mount)
+
+    def then_put(self, work: Op[T], path: Path) -> Op[T]:
+        """Run an operation, then let go of a place, also when it fails."""
+        try:
+            result = yield from work
+        except OSError:
+            yield from self.put(path)
+            raise
+        yield from self.put(path)
+        return result
 
 
 def split(path: AnyPath) -> list[bytes]:
