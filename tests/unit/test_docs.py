@@ -50,7 +50,7 @@ def test_examples_compile_and_their_names_exist(text):
         and node.value.id == "fanwise"
     ]
     assert used
-    assert set(used) <= {*fanwise.__all__, "health"}
+    assert set(used) <= {*fanwise.__all__, "health", "vfs"}
 
 
 @pytest.mark.parametrize("text", EXAMPLES)

@@ -4,14 +4,32 @@ Operations are generators that yield each step's name; see `protocol`. Layers, e
 of the one before: hooks, icache, dcache, namespace, namei, files, vfs.
 """
 
-from .deleting import Deleting as Deleting
-from .dentry import Dentry as Dentry
-from .disk import Disk as Disk
-from .file import File as File
-from .guard import Guard as Guard
-from .inode import Inode as Inode
-from .locks import Level as Level, Mutex as Mutex, RwSem as RwSem
-from .mount import Mount as Mount, Path as Path
-from .protocol import Op as Op, finish as finish
-from .superblock import Superblock as Superblock
-from .vfs import Vfs as Vfs
+from .deleting import Deleting
+from .dentry import Dentry
+from .disk import Disk
+from .file import File
+from .guard import Guard
+from .inode import Inode
+from .locks import Level, Mutex, RwSem
+from .mount import Mount, Path
+from .protocol import Op, finish
+from .superblock import Superblock
+from .vfs import Vfs
+
+__all__ = [
+    "Deleting",
+    "Dentry",
+    "Disk",
+    "File",
+    "Guard",
+    "Inode",
+    "Level",
+    "Mount",
+    "Mutex",
+    "Op",
+    "Path",
+    "RwSem",
+    "Superblock",
+    "Vfs",
+    "finish",
+]
