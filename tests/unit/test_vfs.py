@@ -12,7 +12,7 @@ from fanwise import vfs
 from fanwise.vfs import Disk, Vfs, finish
 from fanwise.vfs.errseq import SEEN, advance, check, record, sample
 
-PAGE = Path(vfs.__file__).parents[3] / "docs/vfs.md"
+PAGE = Path(__file__).parents[2] / "docs/vfs.md"
 
 
 @pytest.mark.parametrize("name", [name for name in vfs.__all__ if name != "Op"])
