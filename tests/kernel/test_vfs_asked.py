@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest import mounted
 from test_vfs_linux import ON_FILES, STEPS, clear
-from vfs_twin import FS, Twin, failed
+from vfs_twin import FS, GROUPS, Twin, failed
 
 from fanwise.kernel import fanotify as fan
 from fanwise.kernel.records import Range, decode
@@ -68,15 +68,19 @@ class Asked(Twin):
         self.deny = deny
         self.asked = 0
         self.numbers = [0, 0]
-        self.fd = fan.init(INIT | CLASS[cls])
+        self.flags = INIT | CLASS[cls]
+        self.fd = GROUPS.take(self.flags)
         self.group = self.core.group(cls, policy=AS_LINUX)
         self.said = [[], []]
         self.mark_all(mask)
 
-    def __exit__(self, *args):
-        os.close(self.fd)
+    def __exit__(self, kind, *args):
+        if kind is None:
+            GROUPS.give_back(self.flags, self.fd, self.linux.root)
+        else:
+            os.close(self.fd)  # whatever still waits goes on
         self.worker.close()
-        super().__exit__(*args)
+        super().__exit__(kind, *args)
 
     def mark_all(self, mask):
         root = self.linux.root
@@ -148,6 +152,7 @@ class Asked(Twin):
 def disk(tmp_path_factory):
     with mounted("ext4", tmp_path_factory.mktemp("asked")) as point:
         yield point
+        GROUPS.close()
 
 
 def masks(cls):

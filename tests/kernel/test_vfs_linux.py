@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest import mounted
-from vfs_twin import Twin
+from vfs_twin import GROUPS, Twin
 
 from fanwise.notify import mask as m
 
@@ -20,6 +20,7 @@ from fanwise.notify import mask as m
 def disk(request, tmp_path_factory):
     with mounted(request.param, tmp_path_factory.mktemp("vfs")) as point:
         yield point, request.param == "tmpfs"
+        GROUPS.close()
 
 
 def clear(point):

@@ -56,21 +56,18 @@ class Linux:
 
     def readdir(self, fd):
         buffer = ctypes.create_string_buffer(1 << 15)
-        names = []
-        while True:
-            size = libc.getdents64(fd, buffer, len(buffer))
-            if size < 0:
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code))
-            if not size:
-                os.lseek(fd, 0, os.SEEK_SET)  # vfs knows no positions in directories
-                return sorted(names)
-            data = buffer.raw[:size]
-            while data:
-                length = struct.unpack_from("=H", data, 16)[0]
-                name = data[19:length].split(b"\0")[0]
-                names += [] if name in (b".", b"..") else [name]
-                data = data[length:]
+        size = libc.getdents64(fd, buffer, len(buffer))  # one call: each of them asks
+        if size < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        os.lseek(fd, 0, os.SEEK_SET)  # vfs knows no positions in directories
+        names, data = [], buffer.raw[:size]
+        while data:
+            length = struct.unpack_from("=H", data, 16)[0]
+            name = data[19:length].split(b"\0")[0]
+            names += [] if name in (b".", b"..") else [name]
+            data = data[length:]
+        return sorted(names)
 
     def sendfile(self, out, source, count, at=None):
         return os.sendfile(out, source, at, count)
@@ -126,6 +123,31 @@ def _stat(found):
     return Stat(None, "dir" if is_dir else "file", found.st_mode & 0o7777, found.st_nlink, size)
 
 
+class Groups:
+    """Groups of the kernel, used again: there are few, and a closed one is not gone at once."""
+
+    def __init__(self):
+        self.idle = {}
+
+    def take(self, flags):
+        idle = self.idle.setdefault(flags, [])
+        return idle.pop() if idle else fan.init(flags)
+
+    def give_back(self, flags, fd, root):
+        for kind in (fan.FAN_MARK_FILESYSTEM, fan.FAN_MARK_INODE):
+            fan.mark(fd, fan.FAN_MARK_FLUSH | kind, 0, path=root)
+        read_all(fd)
+        self.idle[flags].append(fd)
+
+    def close(self):
+        for idle in self.idle.values():
+            while idle:
+                os.close(idle.pop())
+
+
+GROUPS = Groups()
+
+
 class Twin:
     """Both sides, with a filesystem mark each and a group for marks on objects."""
 
@@ -140,7 +162,7 @@ class Twin:
         self.seen = 0
         self.keys = {}
         self.handles = {}
-        self.groups = [(fan.init(INIT), self.core.group()) for _ in range(2)]
+        self.groups = [(GROUPS.take(INIT), self.core.group()) for _ in range(2)]
         fan.mark(
             self.groups[0][0], fan.FAN_MARK_ADD | fan.FAN_MARK_FILESYSTEM, EVERYTHING, path=root
         )
@@ -153,7 +175,7 @@ class Twin:
         for fd in self.linux.opened:
             os.close(fd)
         for fd, _ in self.groups:
-            os.close(fd)
+            GROUPS.give_back(INIT, fd, self.linux.root)
 
     # -- doing --
 
@@ -262,4 +284,4 @@ def _bare(one):
     return mask, key is None, folder is None, name, folder2 is None, name2, pid
 
 
-__all__ = ["EVERYTHING", "FS", "File", "Twin"]
+__all__ = ["EVERYTHING", "FS", "GROUPS", "File", "Twin"]
