@@ -31,42 +31,90 @@ def clear(point):
             os.unlink(entry.path)
 
 
-names = st.sampled_from(["a", "b", "c"])
-paths = st.one_of(
-    names.map(lambda a: f"/{a}"),
-    st.tuples(names, names).map(lambda p: "/" + "/".join(p)),
-    st.tuples(names, names, names).map(lambda p: "/" + "/".join(p)),
-    st.sampled_from(["/.", "/a/..", "/a/.", "/a/../b", "/b/./a", "/a/b/../c"]),
+# A path is drawn as what it shall be, and becomes one when its turn comes: most operations should
+# get somewhere. A few are what they are, whatever there is.
+number = st.integers(0, 11)
+files = st.tuples(st.just("file"), number)
+dirs = st.tuples(st.just("dir"), number)
+new = st.tuples(st.sampled_from("abcd"), number)
+wild = st.sampled_from(
+    [
+        "/.",
+        "/a",
+        "/a/b",
+        "/a/b/c",
+        "/a/..",
+        "/a/.",
+        "/a/../b",
+        "/b/./a",
+        "/a/b/../c",
+        "/" + "x" * 256,
+    ]
 )
+either = st.one_of(files, dirs)
+anything = st.one_of(files, dirs, new, wild)
 modes = st.sampled_from([os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
-extra = st.lists(
-    st.sampled_from([os.O_CREAT, os.O_CREAT, os.O_EXCL, os.O_TRUNC, os.O_APPEND, os.O_DIRECTORY]),
-    max_size=2,
+extra = st.sampled_from(
+    [
+        0,
+        0,
+        os.O_TRUNC,
+        os.O_APPEND,
+        os.O_CREAT,
+        os.O_CREAT | os.O_TRUNC,
+        os.O_CREAT | os.O_EXCL,
+        os.O_DIRECTORY,
+    ]
 )
-flags = st.tuples(modes, extra).map(lambda p: p[0] | sum(set(p[1])))
-file = st.integers(0, 5)
+flags = st.tuples(modes, extra).map(sum)
+create = modes.map(lambda mode: mode | os.O_CREAT | os.O_EXCL)
+opened = st.integers(0, 5)
 count = st.sampled_from([0, 1, 5, 4096, 5000, 9000])
 data = st.tuples(st.binary(min_size=1, max_size=1), count).map(lambda p: p[0] * p[1])
 at = st.one_of(st.none(), count)
+moves = st.sampled_from([0, 0, 0, 1, 2, 3])
+
+
+def op(name, *args):
+    return st.tuples(st.just(name), *args)
+
 
 STEPS = st.one_of(
-    st.tuples(st.just("open"), paths, flags),
-    st.tuples(st.just("open"), paths, flags),
-    st.tuples(st.sampled_from(["mkdir", "create", "mkdir"]), paths),
-    st.tuples(st.sampled_from(["unlink", "rmdir", "stat"]), paths),
-    st.tuples(st.just("rename"), paths, paths, st.sampled_from([0, 0, 0, 1, 2, 3])),
-    st.tuples(st.just("link"), paths, paths),
-    st.tuples(st.just("truncate"), paths, st.sampled_from([-1, 0, 3, 4096, 4100, 9000])),
-    st.tuples(st.just("setattr"), paths, st.sampled_from([0o700, 0o755, 0o644])),
-    st.tuples(st.just("close"), file),
-    st.tuples(st.just("read"), file, count, at),
-    st.tuples(st.just("write"), file, data, at),
-    st.tuples(st.sampled_from(["readdir", "fstat"]), file),
-    st.tuples(st.just("ftruncate"), file, count),
-    st.tuples(st.just("sendfile"), file, file, count, at),
-    st.tuples(st.just("mark"), paths, st.integers(0, 1 << 30)),
+    op("open", files, flags),
+    op("open", either, flags),
+    op("open", anything, flags),
+    op("open", new, create),
+    op("open", new, create),
+    op("open", dirs, st.just(os.O_RDONLY)),
+    op("mkdir", new),
+    op("mkdir", new),
+    op("create", new),
+    st.tuples(st.sampled_from(["mkdir", "create", "unlink", "rmdir", "stat"]), anything),
+    op("unlink", files),
+    op("unlink", files),
+    op("rmdir", dirs),
+    op("rmdir", dirs),
+    op("rename", either, new, moves),
+    op("rename", files, files, moves),
+    op("rename", dirs, dirs, moves),
+    op("rename", anything, anything, moves),
+    op("link", files, new),
+    op("link", anything, anything),
+    op("truncate", files, st.sampled_from([-1, 0, 3, 4096, 4100, 9000])),
+    op("truncate", anything, st.sampled_from([0, 3])),
+    op("setattr", anything, st.sampled_from([0o700, 0o755, 0o644])),
+    op("close", opened),
+    op("read", opened, count, at),
+    op("write", opened, data, at),
+    op("write", opened, data, at),
+    op("readdir", opened),
+    op("fstat", opened),
+    op("ftruncate", opened, count),
+    op("sendfile", opened, opened, count, at),
+    op("mark", either, st.integers(0, 1 << 30)),
 )
 
+# How many files an operation takes.
 ON_FILES = {
     "close": 1,
     "read": 1,
@@ -79,31 +127,47 @@ ON_FILES = {
 NAMED = [bit for bit in m.NAMES.values() if bit & m.EVENTS]
 
 
+def resolved(twin, arg):
+    """A drawn path, as the tree is now."""
+    if type(arg) is not tuple:
+        return arg
+    kind, number = arg
+    paths = {"file": [], "dir": ["/."]}
+    nodes = twin.sb.disk.nodes
+    todo = [("", twin.sb.root.target.number)]
+    for path, folder in todo:
+        for name, child in nodes[folder].entries.items():
+            below = f"{path}/{name.decode()}"
+            paths[nodes[child].kind].append(below)
+            if nodes[child].kind == "dir":
+                todo.append((below, child))
+    if kind not in paths:
+        return f"{paths['dir'][number % len(paths['dir'])]}/{kind}"
+    return paths[kind][number % len(paths[kind])] if paths[kind] else "/none"
+
+
 def apply(twin, step):
+    """Do a drawn step, unless it has nothing to be done on."""
     name, *args = step
+    args = [resolved(twin, arg) for arg in args]
     if name == "mark":
         path, seed = args
         mask = sum(bit for i, bit in enumerate(NAMED) if seed >> i & 1) or m.OPEN
-        twin.mark(
-            path,
-            mask | (m.ONDIR if seed >> 20 & 1 else 0) | (m.EVENT_ON_CHILD if seed >> 21 & 1 else 0),
-        )
+        mask |= m.ONDIR if seed >> 20 & 1 else 0
+        twin.mark(path, mask | (m.EVENT_ON_CHILD if seed >> 21 & 1 else 0))
         return
     many = ON_FILES.get(name, 0)
-    if many:
-        if not twin.files:
-            return
-        on = [number % len(twin.files) for number in args[:many]]
-        if name == "sendfile" and twin.same(*on):
-            return  # within one file it depends on which pages are shared with the pipe
-        if name == "close":
-            twin.do(name, on=on)
-        else:
-            twin.do(name, *args[many:], on=on)
+    if many and not twin.files:
         return
+    on = [number % len(twin.files) for number in args[:many]]
+    if name == "sendfile" and twin.same(*on):
+        return  # within one file it depends on which pages are shared with the pipe
     if name == "open" and len(twin.files) >= 6:
         return
-    twin.do(name, *args)
+    if name == "close":
+        twin.do(name, on=on)
+    else:
+        twin.do(name, *args[many:], on=on)
 
 
 FIRST = [("mkdir", "/a"), ("mkdir", "/b"), ("open", "/a/b", os.O_CREAT | os.O_RDWR)]
@@ -115,7 +179,7 @@ FIRST = [("mkdir", "/a"), ("mkdir", "/b"), ("open", "/a/b", os.O_CREAT | os.O_RD
     suppress_health_check=list(HealthCheck),
     database=None,
 )
-@given(first=st.booleans(), steps=st.lists(STEPS, min_size=1, max_size=50))
+@given(first=st.booleans(), steps=st.lists(STEPS, min_size=20, max_size=60))
 def test_the_same_operations_end_alike(disk, first, steps):
     point, memory = disk
     clear(point)
