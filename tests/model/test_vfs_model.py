@@ -57,7 +57,6 @@ def path(rand, depth=2):
 def operations(vfs, sbs, rand, many):
     """One task: random operations; what it opened and froze it closes and thaws."""
     files = []
-    sb = sbs[0]
     for _ in range(many):
         what = rand.randrange(20)
         try:
@@ -94,12 +93,15 @@ def operations(vfs, sbs, rand, many):
             elif what == 17:
                 yield from vfs.drop_caches(rand.choice(sbs))
             elif what == 18:
+                sb = rand.choice(sbs)
                 yield from vfs.freeze(sb)
                 yield from vfs.thaw(sb)
+            elif what == 19 and rand.random() < 0.3:
+                yield from vfs.error(rand.choice(sbs), 5)
             elif rand.random() < 0.5:
                 at = path(rand)
                 if rand.random() < 0.5:
-                    yield from vfs.mount(sbs[1], at)
+                    yield from vfs.mount(rand.choice(sbs[1:]), at)
                 else:
                     yield from vfs.bind("/a", at)
                 yield from vfs.unmount(at, lazy=rand.random() < 0.5)
@@ -213,6 +215,8 @@ def test_random_interleavings(memory, seed, notified):
     tree = None if memory else {"a": {"a": b"12345", "b": {}}, "b": b"678"}
     first = vfs.superblock("first", Disk(tree, page=PAGE, memory=memory))
     second = vfs.superblock("second", Disk({"a": b"x", "b": {}}, page=PAGE))
+    third = vfs.superblock("third", Disk({"a": b"x", "b": {"b": {}}}, page=PAGE))
+    sbs = first, second, third
     vfs.mount_root(first)
     if core is not None:
         core.group().add(On(FILESYSTEM, "first"), m.EVENTS | m.ONDIR)
@@ -220,10 +224,10 @@ def test_random_interleavings(memory, seed, notified):
     finish(vfs.mount(second, "/m"))  # so that it lives on
     rand = tasks.random
     works = {
-        name: operations(vfs, (first, second), rand, rand.randint(1, 40))
+        name: operations(vfs, sbs, rand, rand.randint(1, 40))
         for name in "ABCD"[: rand.randint(2, 4)]
     }
-    tasks.run(works, lambda: always(vfs, (first, second)))
+    tasks.run(works, lambda: always(vfs, sbs))
     assert len(mounts(vfs)) == 2 or any(mount.on for mount in mounts(vfs))
     while len(mounts(vfs)) > 2:  # what a task could not unmount
         mount = mounts(vfs)[-1]
@@ -235,8 +239,9 @@ def test_random_interleavings(memory, seed, notified):
     if not memory:
         assert set(first.inodes) == {first.root.target.number, *kept(first)}
     finish(vfs.unmount("/m"))
-    assert second.state == "DEAD"
-    assert not second.inodes
+    for sb in (second, third):
+        assert sb.state == "DEAD" or (sb is third and sb.state == "BORN")
+        assert sb.state == "BORN" or not sb.inodes
     accounts(vfs, first)
     root = vfs.root
     finish(end(vfs, root))
@@ -257,3 +262,28 @@ def unmount(vfs, mount):
 def end(vfs, root):
     root.state = "DETACHED"
     yield from vfs.mntput(root)
+
+
+def test_an_unmount_waits_for_the_error_that_is_being_told():
+    core = Fsnotify()
+    group = core.group()
+    tasks = Tasks(0)
+    vfs = Vfs(current=lambda: tasks.running, notify=core)
+    sb, inner = vfs.superblock("outer", Disk({"m": {}})), vfs.superblock("inner", Disk({"f": b""}))
+    vfs.mount_root(sb)
+    finish(vfs.mount(inner, "/m"))
+    group.add(On(FILESYSTEM, "inner"), m.FS_ERROR)
+    error, unmount = vfs.error(inner, 5), vfs.unmount("/m")
+    assert [next(error), next(error)] == ["find error", "tell FS_ERROR"]
+    while not isinstance(step := next(unmount), Until) or step.ready():
+        pass
+    assert step.step == "wait for error reports"
+    assert list(error)[:1] == ["count error"]
+    assert step.ready()
+    (told,) = group.read()
+    assert (told.error, told.key) == (5, None)
+    assert list(unmount)
+    assert inner.state == "DEAD"
+    assert (inner.errors, inner.first_error) == (1, 5)
+    finish(vfs.error(inner, 7))
+    assert inner.errors == 1

@@ -83,13 +83,16 @@ class Guard:
     def freeze(self, sb: Superblock, by: str) -> Op[None]:
         """Freeze for a holder of kind ``by`` (USER or KERNEL).
 
-        Raises EOPNOTSUPP for a filesystem that cannot, and EBUSY when such a holder has frozen it.
+        Raises EOPNOTSUPP for a filesystem that cannot, EBUSY when such a holder has frozen it, and
+        EINVAL for one that is not mounted.
         """
         if not sb.freezable:
             fail(errno.EOPNOTSUPP)
         freeze = sb.freeze
         yield from self.settle(sb)
         with sb.umount:
+            if sb.state != "ACTIVE":
+                fail(errno.EINVAL)
             if freeze.state == "FROZEN":
                 if not self.may_freeze(sb, by):
                     fail(errno.EBUSY)

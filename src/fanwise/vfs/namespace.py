@@ -63,9 +63,9 @@ class Namespace(Dentries):
         return Mount(sb, root, on, read_only)
 
     def mount(self, sb: Superblock, path: AnyPath, read_only: bool = False) -> Op[Mount]:
-        """Mount a filesystem on a directory. Raises ENOENT, ENOTDIR."""
+        """Mount a filesystem on a directory. Raises ENOENT, ENOTDIR, EBUSY for one that ended."""
         on = yield from self.walk(path)
-        return (yield from self._attach_mount(sb, self._root(sb), on, read_only))
+        return (yield from self._attach_mount(sb, None, on, read_only))
 
     def bind(self, old: AnyPath, new: AnyPath, read_only: bool = False) -> Op[Mount]:
         """Let what is at ``old`` be seen at ``new``, too. Raises ENOENT, ENOTDIR."""
@@ -78,14 +78,19 @@ class Namespace(Dentries):
         work = self._attach_mount(source.mount.sb, source.dentry, on, read_only)
         return (yield from self.then_put(work, source))
 
-    # The mount takes the path over; on failure it is let go of.
-    def _attach_mount(self, sb: Superblock, root: Dentry, on: Path, read_only: bool) -> Op[Mount]:
+    # ``place``: what is bound. The mount takes the path ``on`` over; on failure it is let go of.
+    def _attach_mount(
+        self, sb: Superblock, place: Dentry | None, on: Path, read_only: bool
+    ) -> Op[Mount]:
         yield from self.namespace.take("lock namespace")
         with self.namespace:
             on = yield from self.cross(on)  # somebody may have mounted there since (lock_mount)
             inode = on.dentry.inode
+            root = sb.root if place is None else place
             if inode is None or inode.dead or on.mount.state != "ATTACHED":
                 code = errno.ENOENT
+            elif root is None or sb.state not in ("BORN", "ACTIVE"):
+                code = errno.EBUSY
             elif inode.is_dir != root.target.is_dir:
                 code = errno.ENOTDIR
             else:
@@ -155,11 +160,11 @@ class Namespace(Dentries):
         yield from sb.umount.take("lock s_umount to shut down")
         with sb.umount:
             yield from self.sync_filesystem(sb)
+            if sb.pending:
+                yield Until("wait for error reports", sb.quiet, sb)
             if self.notify is not None:
                 yield "end marks"
                 self.notify.unmount(sb.key)
-            if sb.pending:
-                yield Until("wait for error reports", sb.quiet, sb)
             for dentry in self.cached(sb):
                 if dentry is sb.root:
                     continue

@@ -49,7 +49,13 @@ class Vfs(Files):
         yield from self.guard.thaw(sb, by)
 
     def error(self, sb: Superblock, code: int, inode: Inode | None = None) -> Op[None]:
-        """Let a filesystem find something broken: told first, counted after that, as ext4 does."""
+        """Let a filesystem find something broken: told first, counted after that, as ext4 does.
+
+        An unmount waits until it is told; what is found after that is told to nobody.
+        """
+        yield "find error"
+        if sb.state != "ACTIVE":
+            return
         sb.pending += 1
         yield from self.tell_error(sb, code, inode)
         yield "count error"
