@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest import mounted
+from notifying import read_all
 from test_vfs_linux import STEPS, apply, clear
 from vfs_twin import FS, GROUPS, Twin, failed
 
@@ -29,6 +30,7 @@ from fanwise.notify import mask as m
 from fanwise.notify.group import CONTENT, PRE_CONTENT
 from fanwise.notify.mark import FILESYSTEM, On
 from fanwise.notify.verdict import AS_LINUX
+from fanwise.vfs import finish
 
 INIT = fan.FAN_CLOEXEC | fan.FAN_NONBLOCK | fan.FAN_UNLIMITED_QUEUE
 CLASS = {CONTENT: fan.FAN_CLASS_CONTENT, PRE_CONTENT: fan.FAN_CLASS_PRE_CONTENT}
@@ -62,21 +64,21 @@ class Worker:
 class Asked(Twin):
     """A twin whose operations are asked about; ``deny`` says of an event's number what it gets."""
 
-    def __init__(self, root, memory, cls, mask, deny):
+    def __init__(self, root, memory, cls, mask, deny, event_flags=os.O_RDONLY):
         super().__init__(root, memory)
         self.worker = Worker()
         self.deny = deny
         self.asked = 0
         self.numbers = [0, 0]
-        self.flags = INIT | CLASS[cls]
-        self.fd = GROUPS.take(self.flags)
+        self.flags = INIT | CLASS[cls], event_flags | os.O_CLOEXEC
+        self.fd = GROUPS.take(*self.flags)
         self.group = self.core.group(cls, policy=AS_LINUX)
         self.said = [[], []]
         self.mark_all(mask)
 
     def __exit__(self, kind, *args):
         if kind is None:
-            GROUPS.give_back(self.flags, self.fd, self.linux.root)
+            GROUPS.give_back(self.fd, self.flags, self.linux.root)
         else:
             os.close(self.fd)  # whatever still waits goes on
         self.worker.close()
@@ -92,7 +94,7 @@ class Asked(Twin):
         fan.mark(self.fd, fan.FAN_MARK_REMOVE | fan.FAN_MARK_FILESYSTEM, mask, path=root)
         self.group.remove(On(FILESYSTEM, FS), mask)
 
-    def verdict(self, side):
+    def verdict(self, side, fd=None):
         self.numbers[side] += 1
         return self.deny(self.numbers[side])
 
@@ -116,7 +118,7 @@ class Asked(Twin):
             name = os.path.basename(path)
         ranges = [tuple(info) for info in record.infos if type(info) is Range]
         self.said[0].append((record.mask, name, *ranges))
-        code = self.verdict(0)
+        code = self.verdict(0, record.fd)
         fan_verdict = fan.FAN_ALLOW
         if code:
             fan_verdict = fan.FAN_DENY if code == errno.EPERM else fan.deny(code)
@@ -214,3 +216,41 @@ def test_a_file_opened_before_the_mark_asks_nobody(disk):
                 twin.do("read", 3, 0, on=[at])
                 assert twin.asked == before + more
         clear(disk)
+
+
+class Filled(Asked):
+    """What is about to be read is filled first: on Linux through the event's descriptor."""
+
+    def __init__(self, root):
+        super().__init__(root, False, PRE_CONTENT, m.PRE_ACCESS, lambda number: 0, os.O_RDWR)
+
+    def verdict(self, side, fd=None):
+        name, (offset, length) = self.said[side][-1][1:]
+        content = b"%d" % (offset // 4096) * min(length, 9000 - offset)
+        if side:
+            file = finish(self.vfs.open(f"/{name}", os.O_WRONLY, silent=True))
+            assert finish(self.vfs.write(file, content, offset)) == len(content)
+            finish(self.vfs.close(file))
+        else:
+            assert os.pwrite(fd, content, offset) == len(content)
+        return 0
+
+    def compare(self, what):
+        for fd, group in self.groups:  # the listener's own events differ: it has another descriptor
+            read_all(fd)
+            group.read()
+        super().compare(what)
+
+
+def test_who_waits_gets_what_the_listener_filled(disk):
+    clear(disk)
+    with Filled(disk) as twin:
+        twin.unmark(m.PRE_ACCESS)
+        twin.do("open", "/f", os.O_CREAT | os.O_RDWR)
+        twin.do("ftruncate", 9000, on=[0])
+        twin.mark_all(m.PRE_ACCESS)
+        twin.do("open", "/f", os.O_RDONLY)
+        assert twin.do("read", 3, 4094, on=[1]) == ("ok", b"000")
+        assert twin.do("read", 9000, 8000, on=[1]) == ("ok", b"1" * 1000)
+        assert twin.do("read", 9000, 0, on=[0])[1][:4096] == b"0" * 4096  # nobody is asked
+        assert twin.asked == 2

@@ -129,11 +129,11 @@ class Groups:
     def __init__(self):
         self.idle = {}
 
-    def take(self, flags):
+    def take(self, *flags):
         idle = self.idle.setdefault(flags, [])
-        return idle.pop() if idle else fan.init(flags)
+        return idle.pop() if idle else fan.init(*flags)
 
-    def give_back(self, flags, fd, root):
+    def give_back(self, fd, flags, root):
         for kind in (fan.FAN_MARK_FILESYSTEM, fan.FAN_MARK_INODE):
             fan.mark(fd, fan.FAN_MARK_FLUSH | kind, 0, path=root)
         read_all(fd)
@@ -175,7 +175,7 @@ class Twin:
         for fd in self.linux.opened:
             os.close(fd)
         for fd, _ in self.groups:
-            GROUPS.give_back(INIT, fd, self.linux.root)
+            GROUPS.give_back(fd, (INIT,), self.linux.root)
 
     # -- doing --
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from fanwise.lifetime import Until
 from fanwise.notify import mask as m
 from fanwise.notify.fsnotify import Fsnotify
-from fanwise.notify.mark import FILESYSTEM, On
+from fanwise.notify.mark import FILESYSTEM, INODE, On
 from fanwise.vfs import Disk, Vfs, finish
 from fanwise.vfs.namei import EXCHANGE, NOREPLACE
 
@@ -287,3 +287,29 @@ def test_an_unmount_waits_for_the_error_that_is_being_told():
     assert (inner.errors, inner.first_error) == (1, 5)
     finish(vfs.error(inner, 7))
     assert inner.errors == 1
+
+
+def test_dropped_caches_keep_what_is_nowhere_else_and_what_is_marked():
+    core = Fsnotify()
+    vfs = Vfs(notify=core)
+    sb = vfs.superblock("fs", Disk({"dirty": b"1", "marked": b"2", "clean": b"3"}, page=PAGE))
+    vfs.mount_root(sb)
+    group = core.group()
+    key = finish(vfs.stat("/marked")).key
+    group.add(On(INODE, "fs", key), m.MODIFY)
+    finish(vfs.stat("/clean"))
+    file = finish(vfs.open("/dirty", os.O_RDWR))
+    finish(vfs.write(file, b"new"))
+    finish(vfs.close(file))
+    cached = set(sb.inodes)
+    finish(vfs.drop_caches(sb))
+    assert len(cached) - len(sb.inodes) == 1
+    file = finish(vfs.open("/dirty", os.O_RDWR))
+    assert finish(vfs.read(file, 9)) == b"new"
+    finish(vfs.fsync(file))
+    finish(vfs.close(file))
+    group.remove(On(INODE, "fs", key), m.MODIFY)
+    finish(vfs.drop_caches(sb))
+    assert set(sb.inodes) == {sb.root.target.number}
+    file = finish(vfs.open("/dirty"))
+    assert finish(vfs.read(file, 9)) == b"new"
