@@ -313,3 +313,18 @@ def test_dropped_caches_keep_what_is_nowhere_else_and_what_is_marked():
     assert set(sb.inodes) == {sb.root.target.number}
     file = finish(vfs.open("/dirty"))
     assert finish(vfs.read(file, 9)) == b"new"
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_file_that_was_cut_grows_by_zeros(cached):
+    vfs = Vfs()
+    sb = vfs.superblock("fs", Disk({"f": b"123456789"}, page=PAGE))
+    vfs.mount_root(sb)
+    file = finish(vfs.open("/f", os.O_RDWR))
+    if cached:
+        finish(vfs.read(file, 9, 0))
+    finish(vfs.ftruncate(file, 6))
+    finish(vfs.ftruncate(file, 12))
+    assert finish(vfs.read(file, 20, 0)) == b"123456" + bytes(6)
+    finish(vfs.drop_caches(sb))
+    assert finish(vfs.read(file, 20, 0)) == b"123456" + bytes(6)

@@ -186,6 +186,12 @@ class Dentries(Inodes):
 
         What has to be written back stays, and so do marked inodes.
         """
+        yield from sb.umount.share("lock s_umount to drop caches")
+        with sb.umount:
+            if sb.state == "ACTIVE":
+                yield from self._drop_caches(sb)
+
+    def _drop_caches(self, sb: Superblock) -> Op[None]:
         yield "drop pages"
         for inode in sb.inodes.values():
             if not sb.disk.memory and inode.state == "LIVE":
