@@ -1,21 +1,35 @@
 """One operation in a process of its own, because it may sleep uninterruptibly: see freezing.py.
 
 argv: the operation and its arguments. It prepares what it needs, says "ready", waits for a line,
-and says how it ended.
+and says how it ended. A freeze it undoes at the next line, or when nobody is there any more.
 """
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import sys
+
+FIFREEZE = 0xC0045877
+FITHAW = 0xC0045878
 
 
 def main(name, *args):
     flags = int(args[1]) if name == "open" else 0
     fd = -1
-    if name in ("read", "write", "fsync", "syncfs", "store", "close", "ftruncate", "sendfile"):
-        fd = os.open(args[0], os.O_RDWR)
+    if name in (
+        "freeze",
+        "read",
+        "write",
+        "fsync",
+        "syncfs",
+        "store",
+        "close",
+        "ftruncate",
+        "sendfile",
+    ):
+        fd = os.open(args[0], os.O_RDONLY if name == "freeze" else os.O_RDWR)
     if name == "sendfile":
         source = os.open(args[1], os.O_RDONLY)
     if name == "store":
@@ -23,6 +37,7 @@ def main(name, *args):
     if name == "close":
         os.unlink(args[0])
     calls = {
+        "freeze": lambda: fcntl.ioctl(fd, FIFREEZE, 0),
         "read": lambda: os.pread(fd, 3, 0),
         "write": lambda: os.pwrite(fd, b"xyz", 0),
         "fsync": lambda: os.fsync(fd),
@@ -50,6 +65,10 @@ def main(name, *args):
         print(errno.errorcode[error.errno], flush=True)
     else:
         print("ok", flush=True)
+    if name == "freeze":
+        sys.stdin.readline()  # or its end
+        fcntl.ioctl(fd, FITHAW, 0)
+        print("thawed", flush=True)
 
 
 main(*sys.argv[1:])

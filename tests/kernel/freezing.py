@@ -92,9 +92,9 @@ class Child:
                 return self._line()
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
             where = Path(f"/proc/{pid}/wchan").read_text()
-            if state == "D" and "percpu_rwsem" in where:
+            if state == "D" and where.startswith(("percpu_", "freeze_super")):
                 return "asleep"
-        raise AssertionError(f"{self.argv}: neither done nor asleep")
+        raise AssertionError(f"{self.argv}: neither done nor asleep: {state} in {where}")
 
     def answer(self):
         return self._line()

@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import os
+import select
+import struct
 import sys
 from pathlib import Path
 
@@ -10,9 +12,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from freezing import FITHAW, Child, freeze_code, frozen
+from freezing import FITHAW, PATIENCE, Child, freeze_code, frozen
 
+from fanwise.kernel import fanotify as fan
+from fanwise.kernel.records import decode
 from fanwise.lifetime import Until
+from fanwise.notify import mask as m
+from fanwise.notify.fsnotify import Fsnotify
+from fanwise.notify.mark import FILESYSTEM, IGNORE, INODE, PRE_CONTENT, SURV_MODIFY, On
+from fanwise.notify.verdict import ALLOW, AS_LINUX
 from fanwise.vfs import Disk, Vfs, finish
 from fanwise.vfs.superblock import KERNEL
 
@@ -149,6 +157,19 @@ def test_what_sleeps_in_a_frozen_filesystem(ext4):
             assert not sb.deferred
 
 
+def test_a_freeze_writes_everything_back():
+    vfs = Vfs()
+    sb = vfs.superblock("fs", Disk({"f": b"old"}))
+    vfs.mount_root(sb)
+    file = finish(vfs.open("/f", os.O_RDWR))
+    finish(vfs.write(file, b"new"))
+    node = file.path.dentry.inode.node
+    assert node.data == {0: b"old"}
+    finish(vfs.freeze(sb))
+    assert node.data == {0: b"new"}
+    finish(vfs.thaw(sb))
+
+
 def test_freezing_twice_and_thawing_twice(ext4, tmpfs):
     vfs = Vfs()
     disk, memory = vfs.superblock("ext4", Disk({"t": {}})), vfs.superblock("t", Disk(memory=True))
@@ -179,3 +200,95 @@ def test_freezing_twice_and_thawing_twice(ext4, tmpfs):
         finish(vfs.thaw(disk))
     finish(vfs.thaw(disk, KERNEL))
     assert disk.freeze.state == "THAWED"
+
+
+# What is asked of an access, the access, and what it is done to.
+ASKED = [
+    (m.PRE_ACCESS, "read", "/f"),
+    (m.PRE_ACCESS, "write", "/f"),
+    (m.PRE_ACCESS, "truncate", "/f"),
+    (m.PRE_ACCESS, "ftruncate", "/f"),
+    (m.PRE_ACCESS, "sendfile", "/o", "/f"),
+    (m.ACCESS_PERM, "read", "/f"),
+    (m.ACCESS_PERM, "sendfile", "/o", "/f"),
+    (m.OPEN_PERM, "open", "/f", os.O_RDONLY),
+    (m.OPEN_PERM, "open", "/f", os.O_RDWR),
+    (m.OPEN_PERM, "open", "/f", os.O_RDWR | os.O_CREAT),
+    (m.OPEN_PERM, "open", "/new", os.O_RDWR | os.O_CREAT),
+    (m.OPEN_PERM, "open", "/f", os.O_RDWR | os.O_TRUNC),
+    (m.OPEN_PERM, "open", "/f", os.O_RDWR | os.O_CREAT | os.O_TRUNC),
+]
+
+
+def linux_asked(point, mask, name, *args):
+    """How a freeze, the access and the freeze again fare while the access waits for a verdict."""
+    (point / "f").write_bytes(b"content")
+    (point / "o").touch()
+    os.sync()
+    with contextlib.ExitStack() as stack:
+        group = fan.init(
+            fan.FAN_CLASS_PRE_CONTENT | fan.FAN_CLOEXEC | fan.FAN_NONBLOCK | fan.FAN_UNLIMITED_QUEUE
+        )
+        close = stack.enter_context(contextlib.ExitStack())
+        close.callback(os.close, group)
+        fan.mark(group, fan.FAN_MARK_ADD | fan.FAN_MARK_FILESYSTEM, mask, path=point)
+        if name == "sendfile":  # where it is written to is not what is asked about
+            ignored = fan.FAN_MARK_ADD | fan.FAN_MARK_IGNORE_SURV
+            fan.mark(group, ignored, mask, path=point / "o")
+        freezer = Child("freeze", point)
+        stack.callback(freezer.close)
+        paths = [f"{point}{arg}" if isinstance(arg, str) else arg for arg in args]
+        access = Child(name, *paths)
+        stack.callback(access.close)
+        stack.callback(close.close)  # on failure: whoever waits goes on, then the freezer thaws
+        access.go()
+        assert select.select([group], [], [], PATIENCE)[0], "nobody asks"
+        (record,) = decode(os.read(group, 4096))
+        stack.callback(os.close, record.fd)
+        freezer.go()
+        said = [freezer.settled()]
+        os.write(group, struct.pack("=iI", record.fd, fan.FAN_ALLOW))
+        said.append(access.settled())
+        if said[0] == "asleep":
+            said.append(freezer.answer())
+        freezer.go()
+        assert freezer.answer() == "thawed"
+        if said[1] == "asleep":
+            said.append(access.answer())
+        return said
+
+
+def vfs_asked(mask, name, *args):
+    core = Fsnotify()
+    vfs = Vfs(notify=core)
+    sb = vfs.superblock("fs", Disk({"f": b"content", "o": b""}))
+    vfs.mount_root(sb)
+    keys = {path: finish(vfs.stat(f"/{path}")).key for path in "fo"}
+    group = core.group(PRE_CONTENT, policy=AS_LINUX)
+    group.add(On(FILESYSTEM, "fs"), mask)
+    if name == "sendfile":
+        group.add(On(INODE, "fs", keys["o"]), mask, IGNORE | SURV_MODIFY)
+    access, freezer = Task(prepared(vfs, name, *args)), Task(vfs.freeze(sb))
+    assert access.go() == "asleep"
+    (event,) = group.read()
+    said = [freezer.go()]
+    assert group.answer(event.number, ALLOW)
+    said.append(access.go())
+    if said[0] == "asleep":
+        said.append(freezer.go())
+    finish(vfs.thaw(sb))
+    if said[1] == "asleep":
+        said.append(access.go())
+    return said
+
+
+@pytest.mark.parametrize("case", ASKED, ids=lambda case: f"{m.show(case[0])}-{case[1]}-{case[-1]}")
+def test_a_freeze_while_an_access_waits_for_a_verdict(ext4, case):
+    ours = vfs_asked(*case)
+    assert ours == linux_asked(ext4, *case)
+    assert ours[-1] == "ok"
+
+
+def test_a_hook_under_protection_keeps_the_freezer_waiting():
+    seen = {case[1:]: vfs_asked(*case)[0] for case in ASKED if case[1] == "open"}
+    assert sorted(seen.values()) == ["asleep"] * 2 + ["ok"] * 4
