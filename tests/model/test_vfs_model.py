@@ -328,3 +328,43 @@ def test_a_file_that_was_cut_grows_by_zeros(cached):
     assert finish(vfs.read(file, 20, 0)) == b"123456" + bytes(6)
     finish(vfs.drop_caches(sb))
     assert finish(vfs.read(file, 20, 0)) == b"123456" + bytes(6)
+
+
+def until(operation, step):
+    """Run an operation up to a step."""
+    for at in operation:
+        if (at.step if isinstance(at, Until) else at) == step:
+            return
+    raise AssertionError(step)
+
+
+def test_two_that_mount_on_one_place_stand_on_each_other():
+    vfs = Vfs()
+    vfs.mount_root(vfs.superblock("fs", Disk({"a": {}, "b": {}, "m": {}})))
+    first, second = vfs.bind("/a", "/m"), vfs.bind("/b", "/m")
+    until(first, "lock namespace")
+    until(second, "lock namespace")
+    one, other = finish(first), finish(second)
+    assert (one.on.mount, other.on.mount) == (vfs.root, one)
+    finish(vfs.unmount("/m"))
+    assert other.state == "FREED"
+    finish(vfs.unmount("/m"))
+    assert one.state == "FREED"
+
+
+def test_an_unmount_writes_back_and_ends_the_marks():
+    core = Fsnotify()
+    vfs = Vfs(notify=core)
+    vfs.mount_root(vfs.superblock("outer", Disk({"m": {}})))
+    disk = Disk({"f": b"old"})
+    finish(vfs.mount(vfs.superblock("inner", disk), "/m"))
+    group = core.group()
+    group.add(On(FILESYSTEM, "inner"), m.MODIFY)
+    file = finish(vfs.open("/m/f", os.O_RDWR))
+    finish(vfs.write(file, b"new"))
+    finish(vfs.close(file))
+    finish(vfs.unmount("/m"))
+    assert not group.marks
+    assert [event.mask for event in group.read()] == [m.MODIFY]  # what was told stays to be read
+    finish(vfs.mount(vfs.superblock("again", disk), "/m"))
+    assert finish(vfs.read(finish(vfs.open("/m/f")), 9)) == b"new"

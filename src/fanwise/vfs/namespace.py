@@ -116,7 +116,7 @@ class Namespace(Dentries):
             code = 0
             if mount.state != "ATTACHED":
                 code = errno.EINVAL
-            elif not lazy and (mount.refs > 2 or mount.covers):  # itself, and our path
+            elif not lazy and mount.refs > 2:  # itself and our path; what is mounted on it has more
                 code = errno.EBUSY
             else:
                 detached = self._detach_mount(mount)
