@@ -364,6 +364,14 @@ int fw_window_chunk(PyObject *self, size_t i, span *ret)
     return 1;
 }
 
+void fw_window_at(PyObject *self, size_t *i, size_t *off)
+{
+    const decoder *d = (const decoder *)self;
+    *i = d->at, *off = d->off;
+    while (*i < d->nchunks && *off >= d->chunks[*i].n)
+        ++*i, *off = 0;
+}
+
 static PyObject *bytes_of(span s)
 {
     return PyBytes_FromStringAndSize((const char *)s.p, (Py_ssize_t)s.n);

@@ -189,9 +189,9 @@ static void fw_note(struct fw_noted *t, const uint8_t *key, uint32_t len, int bi
  * say which. */
 static int fw_note_record(struct fw_noted *t, const uint8_t *p, uint32_t n)
 {
-    const uint8_t *target = NULL;
+    const uint8_t *target = NULL, *last = NULL;
     uint64_t mask;
-    uint32_t at, target_len = 0, handle;
+    uint32_t at, target_len = 0, last_len = 0, handle;
     uint16_t meta, span;
     int dirs = 0, named = 0;
 
@@ -224,13 +224,17 @@ static int fw_note_record(struct fw_noted *t, const uint8_t *p, uint32_t n)
             continue;
         }
         dirs++;
-        fw_note(t, p + at + 16, handle + 4, FW_NOTE_NAMES);
+        last = p + at + 16;
+        last_len = handle + 4;
+        fw_note(t, last, last_len, FW_NOTE_NAMES);
     }
     named = (mask & (FAN_CREATE | FAN_DELETE | FW_RENAME)) != 0;
     if (mask & FAN_ONDIR && named) {
         if (!target)
             return 0;
         fw_note(t, target, target_len, FW_NOTE_SELF);
+    } else if (mask & FAN_DELETE_SELF && !target && last) {
+        fw_note(t, last, last_len, FW_NOTE_SELF);  /* a rename put another in its place */
     }
     /* Of what has no name, only its link count or its last close is told. */
     return dirs > 0 || (target && !named);

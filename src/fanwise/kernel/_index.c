@@ -57,6 +57,8 @@ typedef struct {
     uint32_t *dslots, dmask;
     uint8_t *arena;
     size_t used, room, garbage;
+    size_t at, off; /* of a window: how far its records were taken, */
+    uint32_t skip;  /* and which of the next ones are taken already: bit n is the one n on */
     uint64_t seed; /* names are chosen by others: they must not choose where they fall */
 } names_index;
 
@@ -697,6 +699,15 @@ static int next(cursor *c, fw_record *r)
     return 1;
 }
 
+/* Whether the next record is before some position in the window. */
+static int is_before(cursor *c, size_t at, size_t off)
+{
+    fw_span chunk;
+    while (c->off >= c->chunk.n && fw_window_chunk(c->decoder, c->at + 1, &chunk))
+        c->at++, c->off = 0, c->chunk = chunk;
+    return c->at < at || (c->at == at && c->off < off);
+}
+
 static int same(fw_span a, fw_span b)
 {
     return a.n == b.n && (!a.n || !memcmp(a.p, b.p, a.n));
@@ -804,7 +815,7 @@ static int apply_one(names_index *x, const cursor *c, const fw_record *r, int64_
     if (r->mask & DELETE) {
         if (id != FW_NONE)
             drop(x, id);
-        if (of_dir)
+        if (of_dir && !(r->mask & CREATE)) /* else what was made in it follows */
             dir_drop(x, dir_find(x, r->target));
     } else if (id != FW_NONE)
         x->entries[id].flags &= (uint16_t)~(E_DATA | E_CTIME);
@@ -939,8 +950,14 @@ static PyObject *index_apply(PyObject *self, PyObject *const *a, Py_ssize_t na)
 {
     names_index *x = (names_index *)self;
     int64_t before;
-    if (need(na, 1, 2) || arg_ns(a, na, 1, &before))
+    if (need(na, 1, 3) || arg_ns(a, na, 1, &before))
         return NULL;
+    if (na > 2 && !PyBool_Check(a[2])) {
+        PyErr_SetString(PyExc_TypeError, "a bool is required");
+        return NULL;
+    }
+    int all = na < 3 || a[2] == Py_True;
+    size_t to = 0, off_to = 0;
     cursor c = {NULL, {NULL, 0}, 0, 0};
     fw_record r;
     if (PyBytes_Check(a[0])) {
@@ -960,6 +977,8 @@ static PyObject *index_apply(PyObject *self, PyObject *const *a, Py_ssize_t na)
                 return NULL;
             }
         }
+        x->at = x->off = x->skip = 0;
+        all = 1;
     } else {
         PyObject *m = PyType_GetModule(Py_TYPE(self));
         PyObject *type = m ? PyObject_GetAttrString(m, "Decoder") : NULL;
@@ -972,16 +991,19 @@ static PyObject *index_apply(PyObject *self, PyObject *const *a, Py_ssize_t na)
             return NULL;
         }
         c.decoder = a[0];
-        fw_window_chunk(c.decoder, 0, &c.chunk);
+        if (fw_window_chunk(c.decoder, x->at, &c.chunk))
+            c.at = x->at, c.off = x->off;
+        fw_window_at(c.decoder, &to, &off_to);
     }
-    uint32_t skip = 0; /* records that were taken already: bit n is the one n on from here */
-    while (next(&c, &r)) {
+    uint32_t skip = x->skip;
+    while ((all || is_before(&c, to, off_to)) && next(&c, &r)) {
         int done = skip & 1;
         skip &= ~1u;
         if (!done && apply_one(x, &c, &r, before, &skip) < 0)
             return NULL;
         skip >>= 1;
     }
+    x->at = all ? 0 : c.at, x->off = all ? 0 : c.off, x->skip = all ? 0 : skip;
     repack(x);
     Py_RETURN_NONE;
 }
@@ -1095,7 +1117,9 @@ static PyObject *index_forget(PyObject *self, PyObject *key)
 static PyObject *index_clear(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    reset((names_index *)self);
+    names_index *x = (names_index *)self;
+    reset(x);
+    x->at = x->off = x->skip = 0;
     Py_RETURN_NONE;
 }
 

@@ -31,6 +31,8 @@ int fw_decode_error(size_t off, const char *why);
 int fw_is_self(const fw_record *r);
 /* The chunk at place i of the window of a Decoder; 0 behind the last. It lives until the window ends. */
 int fw_window_chunk(PyObject *decoder, size_t i, fw_span *chunk);
+/* Where the next record to decode stands: its chunk, and where in it. */
+void fw_window_at(PyObject *decoder, size_t *i, size_t *off);
 
 /* Each adds its types to the module; -1 with a Python error set. */
 int fw_add_drain(PyObject *m);

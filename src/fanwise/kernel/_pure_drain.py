@@ -21,7 +21,7 @@ from collections import deque
 
 from fanwise._errors import DecodeError
 
-from .contract import NAMED, NOTE_NAMES, NOTE_SELF, NOTED, ONDIR, Q_OVERFLOW
+from .contract import DELETE_SELF, NAMED, NOTE_NAMES, NOTE_SELF, NOTED, ONDIR, Q_OVERFLOW
 from .fanotify import FAN_MARK_FILESYSTEM, FAN_MARK_FLUSH
 from .libc import AT_FDCWD, libc
 from .records import DFID, DFID_NAME, FID, NEW_DFID_NAME, OLD_DFID_NAME, Fid, decode
@@ -66,7 +66,7 @@ def _note(noted: dict[bytes, int], data: bytes) -> bool:
     for record in records:
         if record.mask & Q_OVERFLOW:
             return False
-        target = None
+        target = last = None
         dirs = 0
         for info in record.infos:
             if not isinstance(info, Fid) or len(info.key) <= 4:
@@ -75,11 +75,14 @@ def _note(noted: dict[bytes, int], data: bytes) -> bool:
                 target = info.key
             elif info.type in _DIRS:
                 dirs += 1
+                last = info.key
                 noted[info.key] = noted.get(info.key, 0) | NOTE_NAMES
         if record.mask & ONDIR and record.mask & NAMED:
             if target is None:
                 return False
             noted[target] = noted.get(target, 0) | NOTE_SELF
+        elif record.mask & DELETE_SELF and target is None and last:
+            noted[last] = noted.get(last, 0) | NOTE_SELF  # a rename put another in its place
         # Of what has no name, only its link count or its last close is told.
         if not dirs and (target is None or record.mask & NAMED):
             return False

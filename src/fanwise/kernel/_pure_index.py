@@ -83,6 +83,8 @@ class Index:
         """Forget everything."""
         self._dirs: dict[bytes, dict[bytes, _Entry]] = {}
         self._count = self._chars = 0
+        self._taken = 0  # records of a window that were taken
+        self._done: set[int] = set()  # and those further on that were taken with them
 
     def __len__(self) -> int:
         return self._count
@@ -215,22 +217,31 @@ class Index:
 
     # -- records --
 
-    def apply(self, window: Any, before: int = 0, /) -> None:
+    def apply(self, window: Any, before: int = 0, rest: bool = True, /) -> None:
         """Take every record of a decoder's window, or of one chunk (bytes), in order.
 
+        Of a decoder's, those that were not taken yet: without ``rest`` only those before the one
+        at which it stands, and the next call goes on there. A chunk begins a new window.
         ``before``: ns, up to which everything was told before it; the bound of names made in it.
         A name both created and deleted in one record is taken to be gone.
         """
         _ns(before)
+        _bool(rest)
+        stop = None
         if isinstance(window, Decoder):
             records = window._recs
+            stop = None if rest else window._at
         elif isinstance(window, bytes):
-            records = parse(window)
+            records, rest = parse(window), True
+            self._taken, self._done = 0, set()
         else:
             raise TypeError("a Decoder or bytes")
-        done: set[int] = set()
-        dirs = self._dirs
-        for number, record in enumerate(records):
+        first, done, dirs = self._taken, self._done, self._dirs
+        if rest:
+            self._taken, self._done = 0, set()
+        else:
+            self._taken = max(first, window._at)
+        for number, record in enumerate(records[first:stop], first):
             mask, dir1, name1, dir2, name2, target, itself, _ = record
             if name1 is None or mask & Q_OVERFLOW or number in done:
                 continue
@@ -266,8 +277,8 @@ class Index:
                     dirs.setdefault(target, {})
             elif mask & DELETE:
                 self._take(names, name1)
-                if mask & ONDIR and target is not None:
-                    self.forget(target)
+                if mask & ONDIR and target is not None and not mask & CREATE:
+                    self.forget(target)  # else what was made in it follows
             elif mask & (MODIFY | ATTRIB | CLOSE_WRITE):
                 self._touch(names, name1, _DATA | _CTIME)
 

@@ -86,6 +86,8 @@ class Directories:
         self.entered: list[bytes] = []  # came in from outside, or from nowhere
         # Told of each directory that is put, and whether names in it are still to be learnt.
         self.came: Callable[[int, bool], None] | None = None
+        # Told of one that came in with others below it.
+        self.entries: Callable[[int], None] | None = None
         self.onto: list[tuple[bytes, bytes]] = []  # moved during a repair: (key, new parent's key)
         self.dead: set[bytes] | None = None  # removed while a scan runs; None: no scan
 
@@ -149,10 +151,14 @@ class Directories:
 
     def put(self, key: bytes, parent: int, name: bytes, extra: int = 0) -> int:
         """Insert or move a directory; its index."""
+        was = self.tree.find(key) if self.came is not None else -1
+        below = was >= 0 and bool(self.tree.info(was)[4]) and not self.inside(was)
         at: int = self.tree.put(key, parent, name, extra)
         if self.globs:
             self.judge(at)
-        if self.came is not None:
+        if below and self.entries is not None and self.inside(at):
+            self.entries(at)
+        elif self.came is not None:
             self.came(at, not extra & flags.SCANNED)
         return at
 

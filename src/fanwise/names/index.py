@@ -27,7 +27,6 @@ from fanwise.kernel.contract import (
     DELETED,
     MODIFIED,
     MODIFY,
-    ONDIR,
     RENAME,
     REPLACED,
     WAS_DIR,
@@ -58,7 +57,8 @@ class Files:
         self.whole = False
         self._news: set[bytes] = set()  # told as created before the first scan ended
         self.unlisted: set[bytes] = set()  # held, but no listing of it was taken
-        self._dropped: list[bytes] = []
+        self._taken = False  # all of the window
+        self._merged: list[bytes] = []  # made and gone in one record
         self._exist: dict[tuple[bytes, Name], bool] = {}
         self._now = 0.0
         self._told = 0
@@ -82,9 +82,21 @@ class Files:
             return
         key = tree.info(at)[3]
         if key not in self.index:
+            self._catch_up()
             self.index.hold(key)
             if unlisted:
                 self.unlisted.add(key)
+
+    def entered(self, at: int) -> None:
+        """Hold a directory that came in, with all that is known below it."""
+        for each in self._below(at, self._children()):
+            self.hold(each, True)
+
+    def _catch_up(self) -> None:
+        # Take what is told already of the window, before what is held changes: what was told in a
+        # directory is taken, and what was not, because it was elsewhere then, is not.
+        if self._r.decoder.records and not self._taken:
+            self.index.apply(self._r.decoder, self._empty_ns, False)
 
     # -- live --
 
@@ -96,33 +108,35 @@ class Files:
         """Take a window that needed no decision."""
         self.index.apply(data, self._empty_ns)
 
-    def window(self) -> None:
+    def window(self, rows: list[Any]) -> None:
         """Take the records of the decoder's window, when all of them are decoded."""
         r = self._r
         tree, dirs, index = r.tree, r.dirs, self.index
-        directories = r.decoder.dir_records()
-        for record in directories:
-            if record[0] & CREATE and record[7] is not None:
-                at = tree.find(record[7])
-                if at >= 0 and dirs.inside(at):
-                    index.hold(record[7])
-        moved_from = {rec[7] for rec in directories if rec[0] & RENAME and rec[3] in index}
         index.apply(r.decoder, self._empty_ns)
-        for record in directories:
+        self._taken = True
+        for record in r.decoder.dir_records():
             at = tree.find(record[7]) if record[7] is not None else -1
-            if at < 0 or dirs.inside(at):
-                continue
-            if record[7] in moved_from:
-                self.left(at)
-            else:
+            if at >= 0 and not dirs.inside(at):
                 self._forget(record[7])
-        for key in self._dropped:
+        for key in self._merged:
+            # What a loss hides, that stands behind this window, is told here.
             at = tree.find(key)
-            if at < 0 or tree.info(at)[2] & flags.ZOMBIE:
-                self._forget(key)
-        self._dropped.clear()
+            if at >= 0 and tree.info(at)[2] & flags.ZOMBIE:
+                self.displaced(rows, at)
+            self._forget(key)
+        self._merged.clear()
         if self._exist:
             self._put_existing()
+
+    def begun(self) -> None:
+        """A new window is decoded."""
+        self._taken = False
+
+    def void(self) -> None:
+        """The decoder's window is dropped, and told no further."""
+        self._exist.clear()
+        self._merged.clear()
+        self.index.apply(b"")  # a new one begins
 
     def both(self, key: bytes, directory: bytes, name: bytes, exists: bool) -> None:
         """Note how a creation and deletion in one record was told to have ended."""
@@ -152,12 +166,50 @@ class Files:
         if child is not None:
             self.index.hold(child)
 
-    def dropped(self, key: bytes) -> None:
-        """A directory is gone: its names go when the window ends."""
-        self._dropped.append(key)
+    def dropped(self, key: bytes, merged: bool) -> None:
+        """A directory is told to be gone, and all that is believed below it with it.
+
+        ``merged``: in the record of its creation, so that what was in it is yet to be told.
+        """
+        if merged:
+            self._merged.append(key)
+            return
+        self._catch_up()
+        self._forget(key)
+        at = self._r.tree.find(key)
+        if at >= 0 and self._r.tree.info(at)[4]:
+            children = self._children()
+            self._stray(children.get(at, ()), children)
+
+    def _stray(self, tops: Sequence[int], children: dict[int, list[int]]) -> None:
+        # These are told to be gone, and gone or elsewhere: a loss was to say so. What is there
+        # is told anew when they are located.
+        for top in tops:
+            for each in self._below(top, children):
+                self._forget(self._r.tree.info(each)[3])
+            key = self._r.tree.info(top)[3]
+            self._r.dirs.put(key, -1, b"")
+            self._r.repair.stray(key)
+
+    def displaced(self, rows: list[Any], at: int) -> None:
+        """A rename is about to be told onto a directory: what is believed in it went in a loss."""
+        self._catch_up()
+        self._now = time.time()
+        self._delete_below(rows, at, self._children() if self._r.tree.info(at)[4] else {})
+
+    def vanished(self, rows: list[Any], at: int) -> None:
+        """A directory is gone, and another one in its place: what is believed of both is mixed."""
+        self._catch_up()
+        tree = self._r.tree
+        if not tree.info(at)[4] and not self.index.names(tree.info(at)[3]):
+            return
+        self._now = time.time()
+        self._retell_twins(rows, at, self._children())
+        self.displaced(rows, at)
 
     def left(self, at: int) -> None:
         """A directory left the roots, with all below it."""
+        self._catch_up()
         for each in self._below(at, self._children()):
             self._forget(self._r.tree.info(each)[3])
 
@@ -178,21 +230,8 @@ class Files:
 
     def files_in(self, directory: bytes) -> list[tuple[bytes, bytes | None]]:
         """What `Expander.files_of` asks: the files in a directory, at the record being decoded."""
-        names = {name for name, is_dir in self.index.names(directory) if not is_dir}
-        decoder = self._r.decoder
-        # The index takes a window when all of it is decoded.
-        stop = decoder.record()[:8] if decoder.pending else None
-        for record in decoder.name_records(EVERYTHING):
-            if record[:8] == stop:
-                break
-            for i, (where, name) in enumerate(names_of(record)):
-                if where != directory or record[0] & ONDIR:
-                    continue
-                if i == 1 or (record[0] & (_BOTH | RENAME)) == CREATE:
-                    names.add(name)
-                else:
-                    names.discard(name)
-        return [(name, None) for name in sorted(names)]
+        self._catch_up()
+        return [(name, None) for name, is_dir in self.index.names(directory) if not is_dir]
 
     # -- a loss --
 
@@ -264,6 +303,11 @@ class Files:
                 if not ready(at, goal):
                     continue
                 progress = True
+                here = tree.info(at)[:2]
+                for other in at_place.get(here, set()) - {at} if here[0] >= 0 else ():
+                    # Of two at one place a consumer believes that they are one.
+                    due.update(self._retell(rows, other, children))
+                    due.update(self._retell(rows, at, children))
                 leave(at)
                 del pending[at]
                 nowhere.discard(at)
@@ -319,6 +363,7 @@ class Files:
             dirs.put(key, parent, name)
             self._retell(rows, at, children)
             dirs.put(key, *goal)
+            self.left(at)
             return set()
         if not dirs.inside(at):
             return set()
@@ -335,7 +380,10 @@ class Files:
                 self._row(rows, RENAME, fsdecode(path), "current", True, fsdecode(old_path), key)
             return set()
         self.told_above(rows, at)
-        return {tree.info(each)[3] for each in self._below(at, children)}
+        below = self._below(at, children)
+        for each in below:  # what came with it was not watched where it was
+            self.hold(each, True)
+        return {tree.info(each)[3] for each in below}
 
     def _retell(self, rows: list[Any], at: int, children: dict[int, list[int]]) -> set[bytes]:
         # Tell a directory deleted that is there: it is told anew when it is listed.
@@ -358,18 +406,23 @@ class Files:
             return  # it was told
         children = self._children() if children is None else children
         below = self._below(at, children)
-        place = tree.info(at)[:2]
-        for each in children.get(place[0], ()):
-            # What is believed of another one there goes with it, and is told anew.
-            if each != at and tree.info(each)[:2] == place and place[0] >= 0:
-                self._r.repair.want(self._retell(rows, each, children))
+        self._retell_twins(rows, at, children)
         self._delete(rows, at, children)
         for each in reversed(below):
             key = tree.info(each)[3]
             self._forget(key)
             self._r.repair.drop(rows, key, dead=each == at)
 
-    def _delete(self, rows: list[Any], at: int, children: dict[int, list[int]]) -> None:
+    def _retell_twins(self, rows: list[Any], at: int, children: dict[int, list[int]]) -> None:
+        # What is believed of another directory in the same place goes with it, and is told anew.
+        tree = self._r.tree
+        place = tree.info(at)[:2]
+        for each in children.get(place[0], ()) if place[0] >= 0 else ():
+            parent, name, now, _, _ = tree.info(each)
+            if each != at and (parent, name) == place and not now & flags.ZOMBIE:
+                self._r.repair.want(self._retell(rows, each, children))
+
+    def _delete_below(self, rows: list[Any], at: int, children: dict[int, list[int]]) -> None:
         tree, index = self._r.tree, self.index
         for each in reversed(self._below(at, children)):
             key = tree.info(each)[3]
@@ -377,6 +430,10 @@ class Files:
                 self._tell(rows, each, name, DELETE, is_dir)
             index.forget(key)
             index.hold(key)
+
+    def _delete(self, rows: list[Any], at: int, children: dict[int, list[int]]) -> None:
+        tree, index = self._r.tree, self.index
+        self._delete_below(rows, at, children)
         parent, name, _, key, _ = tree.info(at)
         if parent >= 0 and index.remove(tree.info(parent)[3], name):
             own = any(root.key == key and root.file is None for root in self._r.dirs.roots)
@@ -433,8 +490,12 @@ class Files:
         at: int,
         listing: bytes,
         firsts: dict[bytes, tuple[bool, bool]] | None,
+        inside: dict[bytes, bytes],
     ) -> int:
-        """Tell in what a directory differs from what is believed; how many changes that took."""
+        """Tell in what a directory differs from what is believed; how many changes that took.
+
+        ``inside``: the directories in it, name -> key.
+        """
         r = self._r
         tree, index = r.tree, self.index
         key = tree.info(at)[3]
@@ -444,34 +505,48 @@ class Files:
         self._now, self._told = time.time(), 0
         if not silent:
             self.told_above(rows, at)
-        children: dict[int, list[int]] | None = None
+        known = self._known(rows, at, inside)
         for what, name, is_dir in index.diff(key, listing, firsts, False, self._told_ns):
             if silent and what == CREATED:
                 continue
             was_dir = what & WAS_DIR or (what == DELETED and is_dir)
-            if was_dir:
-                if children is None:
-                    children = self._children()
-                for each in children.get(at, ()):
-                    place = tree.info(each)
-                    # Of two at one place that which is held is the old one.
-                    if place[:2] == (at, name) and (
-                        what == DELETED or place[3] not in self.unlisted
-                    ):
-                        self.gone(rows, each, children)
+            if was_dir and is_dir and name in known and what != DELETED:
+                continue  # the handle says that it is the same
             if what & (DELETED | REPLACED):
                 self._tell(rows, at, name, DELETE, bool(was_dir))
-            if what & REPLACED and is_dir:
-                children = self._children() if children is None else children
-                for each in children.get(at, ()):
-                    if tree.info(each)[:2] == (at, name) and not tree.info(each)[2] & flags.ZOMBIE:
-                        self._anew(each, children)
+            if what & REPLACED and is_dir and name in known:
+                self._anew(known[name], self._children())
             if what & (CREATED | REPLACED):
                 self._tell(rows, at, name, CREATE, is_dir)
             elif what & (MODIFIED | ATTRIBUTES):
                 bits = MODIFY if what & MODIFIED else ATTRIB
                 self._tell(rows, at, name, bits, is_dir, inferred=True)
         return self._told
+
+    def _known(self, rows: list[Any], at: int, inside: dict[bytes, bytes]) -> dict[bytes, int]:
+        # The directories in this one that are in the tree there. Others that the tree has there
+        # are gone or elsewhere, others that are there are elsewhere in the tree: astray.
+        tree = self._r.tree
+        known: dict[bytes, int] = {}
+        for name, key in inside.items():
+            each = tree.find(key)
+            if each < 0:
+                continue
+            if tree.info(each)[:2] == (at, name):
+                known[name] = each
+            else:
+                self._r.repair.stray(key)
+        if len(known) < tree.info(at)[4]:
+            children = self._children()
+            here = known.values()
+            strays = [each for each in children.get(at, ()) if each not in here]
+            for each in strays:
+                place = tree.info(each)[1]
+                for twin in [known[place]] if place in known else []:
+                    self._r.repair.want(self._retell(rows, twin, children))
+                self._retell(rows, each, children)
+            self._stray(strays, children)
+        return known
 
     # -- telling --
 
@@ -514,7 +589,7 @@ class Files:
         if not bits & r.teller.want:
             return
         self._told += 1
-        r.repair.told += 1
+        r.repair.told += r.repair.active
         who = identity(r.teller.dev, key) if key else None
         kinds = r.teller.settings.kinds[kind_index(bits)]
         rows.append(

@@ -13,7 +13,7 @@ LIFETIME  idle -> active (`begin`) -> idle (`end`, told as ``repaired``); a loss
 
 import errno
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from os import fsdecode, fsencode
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,8 @@ class Repair:
         self._out: dict[bytes, int] = {}  # handed out, results not taken
         self._void: dict[bytes, int] = {}  # of those, listed before a loss that hit them
         self._parked: dict[bytes, None] = {}  # had no way up to a root when their turn came
-        self._lists: list[tuple[bytes, bytes]] = []
+        # What was listed: a directory, its names, and the directories among them.
+        self._lists: list[tuple[bytes, bytes, dict[bytes, bytes]]] = []
         self._gone: list[bytes] = []
         self._moved: list[bytes] = []  # located after the loss: current until the end
         # Until the queue was seen empty, records may be older than what was merged into others
@@ -302,6 +303,11 @@ class Repair:
             r.teller.end_root(rows, root, "current")
         r.tree.drop(at)
 
+    def stray(self, key: bytes) -> None:
+        """Locate a directory once more: it is not where it was believed to be."""
+        if self.active:
+            self.unsettled[key] = NOTE_SELF
+
     def want(self, keys: Iterable[bytes]) -> None:
         """List these directories, too."""
         self._due.update(dict.fromkeys(keys))
@@ -364,7 +370,11 @@ class Repair:
                 failed = [each for each in failed if each[0] not in void]
                 lists = [each for each in lists if each[0] not in void]
             if self.listing:
-                self._lists += lists
+                inside: dict[bytes, dict[bytes, bytes]] = {}
+                if self._r.files is not None and self.active:
+                    for child, parent, name, _ in children:
+                        inside.setdefault(parent, {})[name] = child
+                self._lists += [(key, blob, inside.get(key, {})) for key, blob in lists]
             if self.active:
                 self._gone += [key for key, code in failed if code in _ABSENT]
             out.append((children, failed))
@@ -385,7 +395,7 @@ class Repair:
         if (
             not complete or r.intake.gap or (r.files is not None and r.intake.blind)
         ):  # it cannot be brought to the time of the records: once more
-            self._due.update((key, None) for key, _ in lists)
+            self._due.update((key, None) for key, _, _ in lists)
             self._due.update((key, None) for key in gone)
             return
         ahead = [*r.decoder.name_records(EVERYTHING), *r.intake.records()]
@@ -394,12 +404,20 @@ class Repair:
             for key in gone:
                 if key not in named:
                     self._is_gone(rows, key)
-        firsts = first_names(ahead, {key for key, _ in lists})
+        firsts = first_names(ahead, {key for key, _, _ in lists})
         now = time.time()
+        targets: dict[bytes, dict[bytes, bytes | None]] = {}
         self._roots = tuple(root.path for root in r.dirs.roots)
-        for key, blob in lists:
+        if r.files is not None:
+            for (directory, name), target in _first_targets(ahead, firsts).items():
+                targets.setdefault(directory, {})[name] = target
+        for key, blob, inside in lists:
             if r.files is not None:
-                self._difference(rows, key, blob, firsts.get(key))
+                for name, target in targets.get(key, {}).items():
+                    inside.pop(name, None)
+                    if target is not None:
+                        inside[name] = target
+                self._difference(rows, key, blob, firsts.get(key), inside)
             else:
                 self._tell_one(rows, key, blob, firsts.get(key), now)
         if r.files is not None and self.active:
@@ -411,6 +429,15 @@ class Repair:
                 if firsts.get(record[3] or b"", {}).get(record[4] or b"", (False,))[0]
                 if r.tree.find(record[5]) >= 0
             )
+            self._find_strays(rows)
+
+    def _find_strays(self, rows: list[Any]) -> None:
+        # At once, if it can be: nothing says that another window follows.
+        strays = {key: bits for key, bits in self.unsettled.items() if key}
+        if strays and b"" not in self.unsettled and not self._r.intake.gap:
+            self.unsettled.clear()
+            if not self.mend(rows, strays):
+                self._r.loss_of_all(rows)
 
     def _is_gone(self, rows: list[Any], key: bytes) -> None:
         files, at = self._r.files, self._r.tree.find(key)
@@ -425,6 +452,7 @@ class Repair:
         key: bytes,
         blob: bytes,
         firsts: dict[bytes, tuple[bool, bool]] | None,
+        inside: dict[bytes, bytes],
     ) -> None:
         r = self._r
         assert r.files is not None
@@ -432,7 +460,7 @@ class Repair:
         if at < 0 or not self._watched(at):
             self._parked[key] = None
         elif self.active:
-            r.files.listed(rows, at, blob, firsts)
+            r.files.listed(rows, at, blob, firsts, inside)
         else:
             r.files.learn(key, blob, firsts)
 
@@ -509,6 +537,18 @@ class Repair:
 
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+
+
+def _first_targets(records: Iterable[Record], wanted: Container[bytes]) -> dict[Name, bytes | None]:
+    # The directory that a name led to before the first record about it; None: to none.
+    out: dict[Name, bytes | None] = {}
+    for record in records:
+        mask = record[0]
+        for i, name in enumerate(names_of(record)):
+            if name[0] in wanted and name not in out:
+                there = i == 0 if mask & RENAME else not mask & CREATE and bool(mask & DELETE)
+                out[name] = record[7] if there and mask & ONDIR else None
+    return out
 
 
 def first_names(

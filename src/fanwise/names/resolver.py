@@ -80,6 +80,7 @@ class Resolver:
         if self.files is not None:
             self.settler.files = self.files
             directories.came = self.files.hold
+            directories.entries = self.files.entered
             self.expander.files_of = self.files.files_in
             self.expander.came = self.files.came
         self._open = False
@@ -300,17 +301,19 @@ class Resolver:
     def _rest(self, rows: list[Any]) -> None:
         # The queue was seen empty, and all that was read before it is decoded.
         if not self.repair.rest(rows):
-            self._loss_of_all(rows)
+            self.loss_of_all(rows)
 
     def _look(self, found: Sequence[Any], complete: bool) -> None:
         # Everything that a window needs before it is decoded.
+        if self.files is not None:
+            self.files.begun()
         self._learn(found, complete, new=True)
         self.settler.begin()
         self.verifier.begin()
 
     def _end(self, rows: list[Any]) -> None:
         if self.files is not None:
-            self.files.window()
+            self.files.window(rows)
             if self._empty:
                 self.files.emptied(self._empty_at)
         self.verifier.end(rows, self._drained)
@@ -352,6 +355,10 @@ class Resolver:
         unknown = self.decoder.unknown() if new else []
         if not found and not unknown:
             return
+        # What is seen behind a loss that does not say what it hit says nothing of before it.
+        blind = self.intake.blind
+        if blind:
+            found = ()
         scanned: list[tuple[bytes, int]] = []
         for children, failed in found:
             for key, code in failed:
@@ -377,11 +384,14 @@ class Resolver:
         asked: set[bytes] = set()
         for _ in range(64):  # each round goes one unknown directory up, or learns from the stream
             missing = dirs.missing([*unknown, *(key for key, _ in scanned)], firsts) - asked
-            if not missing:
+            if blind or not missing:
                 break
             asked |= missing
             complete = dirs.look(missing) and complete
             complete = self.intake.sync() and complete
+            blind = self.intake.blind
+            if blind:
+                dirs.placed()
             firsts = self.firsts()
         for key, extra in scanned:
             dirs.place(key, firsts, extra)
@@ -552,7 +562,7 @@ class Resolver:
             self.dirs.dead = set()
         self.repair.begin()
         if noted is None or not self.repair.mend(rows, noted):
-            self._loss_of_all(rows)
+            self.loss_of_all(rows)
             self.repair.unsettled.update(unsettled)
 
     def _say_lost(self, rows: list[Any], count: int | None, source: str) -> None:
@@ -562,7 +572,8 @@ class Resolver:
         more = () if self.files is None else (None, None, False, self.files.baseline)
         self.teller.say(rows, ("lost",), path, *common, roots, count, source, *more)
 
-    def _loss_of_all(self, rows: list[Any]) -> None:
+    def loss_of_all(self, rows: list[Any]) -> None:
+        """Nothing of the tree is certain: have it mended, or read anew."""
         if self.files is not None:  # what a consumer believes is in the tree
             if not self.repair.mend_all(rows):
                 self.stale = True
@@ -592,6 +603,8 @@ class Resolver:
         self._loss(rows, None, "kernel", None)
         if self.repair.put_off:
             self.decoder.finish()  # what follows belongs to the loss
+            if self.files is not None:
+                self.files.void()
             return
         # What was raised behind the gap may be merged into records before it.
         self.repair.note(self.decoder)

@@ -184,7 +184,7 @@ class Settler:
         if self.dirs.dead is not None:
             self.dirs.dead.add(key)
         if self.files is not None:
-            self.files.dropped(key)
+            self.files.dropped(key, record[0] & _BOTH == _BOTH)
         if at < 0:
             return
         told = (
@@ -212,7 +212,7 @@ class Settler:
             if new is None and directory2 is None:
                 self._left_from(record, rows)
             self._unknown(record, rows)
-            at = self.dirs.put(target, -1, name2 or b"")
+            at = self._put(target, -1, name2 or b"")
             if directory2 is None:
                 self._left(at, record, rows)
             return
@@ -223,9 +223,11 @@ class Settler:
             at = self.tree.find(after[3])
             if after[3] != target and at >= 0 and self.tree.info(at)[:2] == (parent, name2):
                 victim = after[3]
+                if self.files is not None:
+                    self.files.displaced(rows, at)
         self._onto.add((parent, name2))
         known = self.tree.find(target) >= 0
-        at = self.dirs.put(target, parent, name2)
+        at = self._put(target, parent, name2)
         own = any(r.key == target for r in self.dirs.roots)
         if old is not None and old[0] and new[0]:
             source = "current" if "current" in (old[2], new[2]) else "exact"
@@ -251,6 +253,15 @@ class Settler:
         if new[0] and (old is None or not old[0]):
             self.dirs.entered.append(target)
         self.dirs.note_move(target, directory2 or b"")
+
+    def _put(self, key: bytes, parent: int, name: bytes) -> int:
+        # Move a directory; what is believed below one that leaves the roots goes with it.
+        at = self.tree.find(key)
+        was = self.files is not None and at >= 0 and self.dirs.inside(at)
+        at = self.dirs.put(key, parent, name)
+        if was and self.files is not None and not self.dirs.inside(at):
+            self.files.left(at)
+        return at
 
     def _behind(
         self,
@@ -304,6 +315,8 @@ class Settler:
         if mask & (ATTRIB | DELETE_SELF) and self._displaced(directory, at, gone):
             # A rename put another directory in its place: only its link count changed.
             bits &= ~ATTRIB
+            if self.files is not None:
+                self.files.vanished(rows, at)
             self._drop(directory, record, rows)
         if bits and scope & flags.IN:
             source = "current" if scope & flags.IN_CURRENT else "exact"

@@ -229,6 +229,8 @@ class Verifier:
         else:
             names, ways, truth = seen
             self._r.intake.sync()
+            if self._r.intake.gap or self._r.intake.blind:
+                again |= doubtful.keys()  # the loss is of their directories, see unsettled()
             # Named again since: what was seen is newer than the records. The next window settles.
             for record in self._r.intake.names(EVERYTHING):
                 if record[7] in doubtful or not names.isdisjoint(names_of(record)):
