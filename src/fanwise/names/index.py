@@ -30,6 +30,7 @@ from fanwise.kernel.contract import (
     RENAME,
     REPLACED,
     WAS_DIR,
+    Record,
     kind_index,
 )
 from fanwise.kernel.handles import identity
@@ -58,6 +59,7 @@ class Files:
         self._news: set[bytes] = set()  # told as created before the first scan ended
         self.unlisted: set[bytes] = set()  # held, but no listing of it was taken
         self._taken = False  # all of the window
+        self._misnamed: tuple[Name, Name, bool | None] | None = None
         self._merged: list[bytes] = []  # made and gone in one record
         self._exist: dict[tuple[bytes, Name], bool] = {}
         self._now = 0.0
@@ -91,6 +93,24 @@ class Files:
         """Hold a directory that came in, with all that is known below it."""
         for each in self._below(at, self._children()):
             self.hold(each, True)
+
+    def misnamed(self, record: Record, held: Name) -> None:
+        """A rename was told from another name than its record has; see `settled`."""
+        self._catch_up()
+        at = (record[3] or b"", record[4] or b"")
+        # What stands under the name in the record is something else, and stays.
+        self._misnamed = held, at, self.index.find(*at) if at[1] else None
+
+    def settled(self) -> None:
+        """The record that needed a decision is passed."""
+        if self._misnamed is None:
+            return
+        held, at, other = self._misnamed
+        self._misnamed = None
+        self._catch_up()
+        self.index.remove(*held)
+        if other is not None and self.index.find(*at) is None:
+            self.index.put(*at, other, self._empty_ns)
 
     def _catch_up(self) -> None:
         # Take what is told already of the window, before what is held changes: what was told in a
@@ -136,6 +156,7 @@ class Files:
         """The decoder's window is dropped, and told no further."""
         self._exist.clear()
         self._merged.clear()
+        self._misnamed = None
         self.index.apply(b"")  # a new one begins
 
     def both(self, key: bytes, directory: bytes, name: bytes, exists: bool) -> None:
@@ -366,6 +387,7 @@ class Files:
             self.left(at)
             return set()
         if not dirs.inside(at):
+            self.left(at)
             return set()
         tree.flag(at, flags.CURRENT, 0)
         if was:

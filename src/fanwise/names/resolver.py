@@ -597,6 +597,8 @@ class Resolver:
         else:
             self.settler.settle(stop, self.decoder.record(), rows)
         self.decoder.advance()
+        if self.files is not None:
+            self.files.settled()
 
     def _overflow(self, rows: list[Any]) -> None:
         # What follows in the window was queued after the gap: the tree is of no use for it.

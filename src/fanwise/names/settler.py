@@ -56,7 +56,7 @@ class Settler:
         intake: Intake,
         gone: dict[bytes, set[bytes]],
         told_both: Callable[[bytes, bytes, bytes, bool], None],
-        told_gone: Callable[[bytes, bytes], None],
+        told_gone: Callable[..., None],
     ) -> None:
         self._teller = teller
         self.dirs = directories
@@ -208,6 +208,18 @@ class Settler:
         if target in self.dirs.ahead:
             self._behind(record, rows, old, new)
             return
+        held = self._held_elsewhere(target, directory, name) if directory is not None else None
+        if held is not None:
+            old = self._teller.where(*held)
+            self.told_gone(*held)
+            if self.files is not None:
+                self.files.misnamed(record, held)
+        if directory2 is not None and name2 is not None:
+            self.told_gone(directory2, name2, False)
+        if held is not None and old is not None and new is None:
+            self._teller.tell(rows, record, DELETE, old[1], None, old[2])
+            self._put(target, -1, name2 or b"")
+            return
         if new is None or name2 is None:
             if new is None and directory2 is None:
                 self._left_from(record, rows)
@@ -253,6 +265,20 @@ class Settler:
         if new[0] and (old is None or not old[0]):
             self.dirs.entered.append(target)
         self.dirs.note_move(target, directory2 or b"")
+
+    def _held_elsewhere(
+        self, key: bytes, directory: bytes, name: bytes | None
+    ) -> tuple[bytes, bytes] | None:
+        # The place that the changes told gave a directory, where its rename speaks of another: one
+        # that a record gave it which a merge hid. What is believed below it is in that place.
+        at = self.tree.find(key)
+        if at < 0 or not self.dirs.inside(at):
+            return None
+        parent, last, now, _, _ = self.tree.info(at)
+        if parent < 0 or now & (flags.ZOMBIE | flags.TOP) or not self.dirs.inside(parent):
+            return None
+        held = self.tree.info(parent)[3], last
+        return None if held == (directory, name) else held
 
     def _put(self, key: bytes, parent: int, name: bytes) -> int:
         # Move a directory; what is believed below one that leaves the roots goes with it.

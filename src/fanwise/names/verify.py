@@ -114,9 +114,12 @@ class Verifier:
         """Note how a creation and deletion in one record was told to have ended."""
         self._both[key, directory, name] = exists
 
-    def told_gone(self, directory: bytes, name: bytes) -> None:
-        """Note that a name was told to have gone, where no record says so."""
-        self._gone.add((directory, name))
+    def told_gone(self, directory: bytes, name: bytes, gone: bool = True) -> None:
+        """Note that a name was told to have gone, where no record says so; or that it is back."""
+        if gone:
+            self._gone.add((directory, name))
+        else:
+            self._gone.discard((directory, name))
 
     def begin(self) -> None:
         """Look at a window before it is decoded."""
@@ -374,7 +377,15 @@ class Verifier:
             return None
         before = self._r.teller.where(*held)
         tree.flag(at, 0, flags.CURRENT)
-        tree.move(at, tree.find(way[0]), way[1])
+        if self._r.files is None:
+            tree.move(at, tree.find(way[0]), way[1])
+        else:
+            was = self._r.dirs.inside(at)
+            self._r.dirs.put(key, tree.find(way[0]), way[1])
+            if was and not self._r.dirs.inside(at):
+                self._r.files.left(at)
+            elif not was and self._r.dirs.inside(at):
+                self._r.dirs.entered.append(key)
         self._r.dirs.note_move(key, way[0])
         self._tell(rows, last, RENAME, way, held, key, before)
         self._r.dirs.want_scan(at)
