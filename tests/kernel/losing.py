@@ -5,8 +5,11 @@ import ctypes
 import itertools
 import os
 import random
+import sys
 import time
 from pathlib import Path
+
+import pytest
 
 import fanwise
 from fanwise import Change
@@ -19,6 +22,23 @@ def exchange(a: Path | str, b: Path | str) -> None:
     """Let two names change places."""
     if libc.renameat2(-100, os.fsencode(a), -100, os.fsencode(b), RENAME_EXCHANGE) < 0:
         raise OSError(ctypes.get_errno(), "renameat2")
+
+
+def paced(pure: bool, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have drains let the kernel's queue fill for a while after each read."""
+    real = fanwise.kernel.native.parts(pure)
+    drain = lambda fd, ring: real.Drain(fd, ring, pace_ns=int(seconds * 1e9))  # noqa: E731
+    parts = real._replace(Drain=drain)
+    monkeypatch.setattr(sys.modules["fanwise.watch._watch"], "parts", lambda _: parts)
+
+
+def until_paced(watch: fanwise.Watch, where: Path) -> None:
+    """Return when a drain has begun to stay away from the queue."""
+    drain = watch._groups[0].source.drain
+    before, deadline = drain.stats()["paced"], time.monotonic() + 20
+    while drain.stats()["paced"] == before:  # the first few reads are made at once
+        flood(where, 10)
+        assert time.monotonic() < deadline
 
 
 class Consumer:

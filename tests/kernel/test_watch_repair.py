@@ -14,7 +14,7 @@ import pytest
 import fanwise
 from fanwise.kernel.handles import name_to_handle
 from fanwise.sources import fanotify as source
-from tests.kernel.losing import Consumer, Storm, exchange, flood, overflow
+from tests.kernel.losing import Consumer, Storm, exchange, flood, overflow, paced, until_paced
 from tests.kernel.watching import on_disk, scanned, watching, write
 
 TINY = 64 << 10
@@ -29,23 +29,6 @@ def kinds(told: list[fanwise.Change]) -> list[str]:
     return [c.kinds[0] for c in told if c.roots is not None]
 
 
-def paced(pure: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have drains let the kernel's queue fill for a while after each read."""
-    real = fanwise.kernel.native.parts(pure)
-    drain = lambda fd, ring: real.Drain(fd, ring, pace_ns=int(PACE * 1e9))  # noqa: E731
-    parts = real._replace(Drain=drain)
-    monkeypatch.setattr(sys.modules["fanwise.watch._watch"], "parts", lambda _: parts)
-
-
-def until_paced(watch: fanwise.Watch, where: Path) -> None:
-    """Return when a drain has begun to stay away from the queue."""
-    drain = watch._groups[0].source.drain
-    before, deadline = drain.stats()["paced"], time.monotonic() + 20
-    while drain.stats()["paced"] == before:  # the first few reads are made at once
-        flood(where, 10)
-        assert time.monotonic() < deadline
-
-
 @pytest.mark.parametrize(
     ("how", "seed"), [("ring", 1), ("ring", 2), ("stopped", 1), ("stopped", 2), ("kernel", 1)]
 )
@@ -58,7 +41,7 @@ def test_paths_told_are_those_on_disk(
     consumer.paths = on_disk(fs)
     if how == "kernel":
         monkeypatch.setattr(source, "_INIT", source._INIT & ~source.FAN_UNLIMITED_QUEUE)
-        paced(pure, monkeypatch)
+        paced(pure, monkeypatch, PACE)
     with fanwise.watch(fs, pure=pure, queue=TINY if how == "ring" else 256 << 20) as watch:
         for round_ in range(1 if how == "kernel" else 6):
             storm.steps(30)
@@ -229,7 +212,7 @@ def test_a_directory_moved_onto_a_name_that_is_not_listed_yet(
 def test_what_was_queued_before_a_stop_is_told_before_it(
     tmpfs: Path, pure: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paced(pure, monkeypatch)
+    paced(pure, monkeypatch, PACE)
     (tmpfs / "a/below").mkdir(parents=True)
     consumer = Consumer(tmpfs)
     consumer.paths = on_disk(tmpfs)
@@ -250,7 +233,7 @@ def test_a_move_behind_an_overflow_merged_into_one_before_it(
     ext4: Path, pure: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "_INIT", source._INIT & ~source.FAN_UNLIMITED_QUEUE)
-    paced(pure, monkeypatch)
+    paced(pure, monkeypatch, PACE)
     a, b, away = ext4 / "a", ext4 / "b", ext4 / "away"
     (a / "below").mkdir(parents=True)
     away.mkdir()

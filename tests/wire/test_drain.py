@@ -273,6 +273,25 @@ def test_both_note_the_same_of_a_loss(events):
     assert len(told[0]) == 1
 
 
+def test_the_end_of_a_directory_is_noted_of_itself(twin):
+    """A rename put another in its place, which no record of a name says."""
+    one, other, file = build.key(2), build.key(3), build.key(4)
+    with running(twin, 64 * KIB) as (drain, peer):
+        filler = build.event(0x2, build.fid(build.DFID_NAME, build.key(7), b"f" * 200))
+        while not drain.stats()["lost"]:
+            peer.send(filler * 50)
+            assert drain.sync(10)
+        peer.send(
+            build.event(0x40000400, build.fid(build.DFID_NAME, one, b"."))
+            + build.event(0x40000004, build.fid(build.DFID_NAME, other, b"."))
+            + build.event(0x400, build.fid(build.FID, file))
+        )
+        assert drain.sync(10)
+        (gap,) = [drain.gap() for *_, lost in take_all(drain) if lost]
+        names, itself = 1, 2
+        assert gap == {build.key(7): names, one: names | itself, other: names}
+
+
 def test_a_malformed_rest_is_never_no_loss(twin):
     with running(twin, 64 * KIB) as (drain, peer):
         while not drain.stats()["lost"]:

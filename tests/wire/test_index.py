@@ -565,6 +565,49 @@ def test_the_other_twins_decoder_is_refused(cannot_run):
             one.Index().apply(decoder_of(other, b""))
 
 
+@pytest.mark.parametrize("part", range(5))
+def test_a_window_is_taken_in_parts(parts, part):
+    """Up to the record that is being decoded, and the rest later: each record once."""
+    records = [
+        named(CREATE, D, b"f", F),
+        exchanged(one=F),
+        named(DELETE, D, b"f", F),
+    ]
+    window = named(CREATE | ONDIR, D, b"a", E) + named(CREATE, E, b"b", OTHER) + b"".join(records)
+    whole, index = parts.Index(), parts.Index()
+    for each in whole, index:
+        each.hold(D)
+        each.hold(E)
+    whole.apply(window)
+    decoder = decoder_of(parts, window)
+    for _ in range(part):
+        decoder.advance()
+    index.apply(decoder, 0, False)
+    index.apply(decoder, 0, False)  # nothing is left of that
+    index.apply(decoder, 0)
+    for key in D, E:
+        assert index.names(key) == whole.names(key)
+    index.apply(decoder_of(parts, named(CREATE, D, b"next", F)), 0)  # another window
+    assert index.find(D, b"next") is False
+
+
+def test_what_is_not_held_yet_is_passed(parts):
+    index = parts.Index()
+    decoder = decoder_of(parts, named(CREATE, D, b"before", F) + named(CREATE, D, b"after", F))
+    decoder.advance()
+    index.apply(decoder, 0, False)
+    index.hold(D)
+    index.apply(decoder, 0)
+    assert index.names(D) == [(b"after", False)]
+
+
+def test_what_was_made_in_a_directory_stays_that_is_gone_in_one_record(index):
+    index.hold(D)
+    index.hold(E)
+    index.apply(named(CREATE | DELETE | ONDIR, D, b"d", E) + named(CREATE, E, b"f", F))
+    assert (index.names(D), index.names(E)) == ([], [(b"f", False)])
+
+
 # -- the twins --
 
 KEYS = st.sampled_from([D, E, F, build.key(5), b"", bytes(132)])
@@ -656,6 +699,21 @@ class Same(RuleBasedStateMachine):
     def apply_window(self, chunks, before):
         for index, parts in zip(self.both, (self.native, PURE), strict=True):
             index.apply(decoder_of(parts, *chunks), before)
+
+    @rule(
+        chunks=st.lists(CHUNKS, max_size=4),
+        before=TIMES,
+        steps=st.lists(st.tuples(st.integers(0, 9), HELD, st.booleans()), max_size=4),
+    )
+    def apply_in_parts(self, chunks, before, steps):
+        for index, parts in zip(self.both, (self.native, PURE), strict=True):
+            decoder = decoder_of(parts, *chunks)
+            for count, key, held in steps:
+                for _ in range(count):
+                    decoder.advance()
+                index.apply(decoder, before, False)
+                (index.hold if held else index.forget)(key)
+            index.apply(decoder, before)
 
     @rule(data=CHUNKS, cut=st.integers(0, 400), byte=st.binary(max_size=1))
     def apply_anything(self, data, cut, byte):

@@ -13,6 +13,7 @@ LIFETIME  idle -> active (`begin`) -> idle (`end`, told as ``repaired``); a loss
 
 import errno
 import time
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from os import fsdecode, fsencode
 from typing import TYPE_CHECKING, Any
@@ -356,15 +357,16 @@ class Repair:
         out = []
         for keys, (children, failed, lists) in results:
             void = set()
-            for key in keys:
-                self._out[key] -= 1
+            for key, count in Counter(keys).items():
+                self._out[key] -= count
                 if not self._out[key]:
                     del self._out[key]
-                if key in self._void:
+                old = self._void.pop(key, 0)
+                if old >= count:
                     void.add(key)
-                    self._void[key] -= 1
-                    if not self._void[key]:
-                        del self._void[key]
+                    if old > count:
+                        self._void[key] = old - count
+                # Else it was handed out again since, and all of these were listed after that.
             if void:
                 children = [child for child in children if child[1] not in void]
                 failed = [each for each in failed if each[0] not in void]

@@ -1,0 +1,259 @@
+"""What a consumer believes and what the index holds are the same, one cause of a difference each.
+
+Storms found these (test_watch_index.py); here each is made to happen. The listings of a repair wait
+at a gate, so that what happens before them happens always.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fanwise
+from fanwise.names.scan import Scanner
+from tests.kernel.losing import Consumer, exchange, paced, until_paced
+from tests.kernel.watching import on_disk, write
+
+PACE = 1.0  # seconds
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Nothing is listed while it is clear."""
+    gate = threading.Event()
+    gate.set()
+    begin = Scanner.__init__
+
+    def waiting(self: Scanner, scan: Any, wake: Any) -> None:
+        def behind(keys: Any, names: int) -> Any:
+            assert gate.wait(60)
+            return scan(keys, names)
+
+        begin(self, behind, wake)
+
+    monkeypatch.setattr(Scanner, "__init__", waiting)
+    yield gate
+    gate.set()
+
+
+class Watched:
+    """A watch with an index, and what a consumer of it believes."""
+
+    def __init__(self, watch: fanwise.Watch, root: Path, quiet: float = 0.15) -> None:
+        self.watch, self.root, self.quiet = watch, root, quiet
+        self.consumer = Consumer(root)
+        self.consumer.paths = on_disk(root)
+        self.consumer.settle(watch, quiet)
+
+    def until(self, kind: str, path: Path | None = None) -> None:
+        """Read until something was told."""
+        told: list[fanwise.Change] = []
+        for _ in range(200):
+            if any(kind in c.kinds and (path is None or c.path == str(path)) for c in told):
+                return
+            told = self.watch.read(0.1)
+            self.consumer.take(told)
+        raise AssertionError(f"{kind} was not told")
+
+    def check(self) -> None:
+        """When all is told, it is what is there; also for the index."""
+        self.consumer.settle(self.watch, self.quiet)
+        assert self.consumer.paths == on_disk(self.root)
+        assert self.watch.names == len(self.consumer.paths)
+
+
+def test_files_that_went_in_a_loss_and_then_their_directory(
+    tmpfs: Path, pure: bool, gate: threading.Event
+) -> None:
+    """A rename onto a directory says that it was empty: what is believed in it is told first."""
+    (tmpfs / "old/sub").mkdir(parents=True)
+    write(tmpfs / "old/f")
+    write(tmpfs / "old/sub/g")
+    (tmpfs / "new").mkdir()
+    write(tmpfs / "new/h")
+    with fanwise.watch(tmpfs, pure=pure, index=True) as watch:
+        w = Watched(watch, tmpfs)
+        gate.clear()
+        watch.pause()
+        os.unlink(tmpfs / "old/f")
+        os.rename(tmpfs / "old/sub", tmpfs / "sub")
+        watch.resume()
+        w.until("lost")
+        os.rename(tmpfs / "new", tmpfs / "old")
+        w.until("renamed", tmpfs / "old")
+        assert not {p for p in w.consumer.paths if p.startswith(f"{tmpfs}/old/")} - {
+            str(tmpfs / "old/h")
+        }
+        gate.set()
+        w.check()
+
+
+def test_what_happened_in_a_directory_outside_is_not_believed(
+    tmpfs: Path, pure: bool, gate: threading.Event
+) -> None:
+    """One that left in a loss, and comes back during its repair with more in it."""
+    root, out = tmpfs / "root", tmpfs / "out"
+    (root / "d/sub").mkdir(parents=True)
+    write(root / "d/sub/f")
+    out.mkdir()
+    with fanwise.watch(root, pure=pure, index=True) as watch:
+        w = Watched(watch, root)
+        gate.clear()
+        watch.pause()
+        os.rename(root / "d", out / "d")
+        watch.resume()
+        w.until("lost")
+        assert w.consumer.paths == set()
+        write(out / "d/g")
+        write(out / "d/sub/h")
+        write(root / "behind")
+        w.until("created", root / "behind")
+        os.rename(out / "d", root / "e")
+        w.until("created", root / "e")
+        gate.set()
+        w.check()
+
+
+def test_a_directory_below_one_that_left_in_a_loss_is_not_believed(
+    tmpfs: Path, pure: bool, gate: threading.Event
+) -> None:
+    """It left while nothing was told of it yet, as one that was made in the loss before."""
+    root, out = tmpfs / "root", tmpfs / "out"
+    root.mkdir()
+    out.mkdir()
+    with fanwise.watch(root, pure=pure, index=True) as watch:
+        w = Watched(watch, root)
+        gate.clear()
+        watch.pause()
+        (root / "d/sub").mkdir(parents=True)
+        watch.resume()
+        w.until("lost")
+        write(root / "d/sub/live")  # by this it is known
+        w.until("created", root / "d/sub/live")
+        watch.pause()
+        os.rename(root / "d/sub", out / "sub")
+        watch.resume()
+        w.until("lost")
+        write(out / "sub/g")
+        write(root / "behind")
+        w.until("created", root / "behind")
+        os.rename(out / "sub", root / "sub")
+        w.until("created", root / "sub")
+        gate.set()
+        w.check()
+
+
+def test_what_was_told_in_a_window_before_a_directory_came(
+    tmpfs: Path, pure: bool, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one window something is made in a directory outside, and it comes in: it is not told."""
+    paced(pure, monkeypatch, PACE)
+    root, out = tmpfs / "root", tmpfs / "out"
+    root.mkdir()
+    (out / "d").mkdir(parents=True)
+    with fanwise.watch(root, pure=pure, index=True) as watch:
+        w = Watched(watch, root, PACE + 0.5)
+        gate.clear()
+        watch.pause()
+        write(root / "lost")
+        watch.resume()
+        w.until("lost")
+        until_paced(watch, tmpfs)
+        write(out / "d/f")
+        os.rename(out / "d", root / "d")
+        write(root / "d/g")
+        w.until("created", root / "d/g")
+        assert str(root / "d/f") not in w.consumer.paths
+        gate.set()
+        w.check()
+
+
+def test_what_a_stop_moved_says_nothing_of_before(tmpfs: Path, pure: bool) -> None:
+    """A directory that is not known is looked up, and came where it is among what was lost."""
+    root, out = tmpfs / "root", tmpfs / "out"
+    (root / "a").mkdir(parents=True)
+    write(root / "a/here")
+    (out / "d").mkdir(parents=True)
+    with fanwise.watch(root, pure=pure, index=True) as watch:
+        w = Watched(watch, root)
+        write(out / "d/f")
+        os.rename(root / "a", root / "b")
+        watch.pause()
+        os.rename(out / "d", root / "a")
+        watch.resume()
+        w.check()
+        assert not [
+            c for c in w.consumer.told if c.pid and c.path.startswith((f"{root}/a/", f"{root}/b/"))
+        ]
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_a_circle_of_names_that_goes_on(
+    fs: Path, pure: bool, index: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second a -> b merges into the first: by the records the directory is at a, and b -> d."""
+    paced(pure, monkeypatch, PACE)
+    (fs / "a/x").mkdir(parents=True)
+    write(fs / "a/x/f")
+    with fanwise.watch(fs, pure=pure, index=index) as watch:
+        w = Watched(watch, fs, PACE + 0.5)
+        until_paced(watch, fs)
+        for old, new in ("ab", "bc", "ca", "ab", "bd"):
+            os.rename(fs / old, fs / new)
+        w.until("renamed", fs / "d")
+        names = [
+            (Path(c.old_path or "").name, Path(c.path).name)
+            for c in w.consumer.told
+            if "renamed" in c.kinds
+        ]
+        assert names == [("a", "b"), ("b", "c"), ("c", "a"), ("a", "d")], "the kernel merged"
+        w.consumer.settle(watch, w.quiet)
+        assert w.consumer.paths == on_disk(fs)
+        assert not [c for c in w.consumer.told if c.correction]
+        if index:
+            w.check()
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_losses_before_anything_is_listed(
+    tmpfs: Path, pure: bool, index: bool, gate: threading.Event
+) -> None:
+    """Of listings of one directory only those that were begun before the last loss are void."""
+    (tmpfs / "d").mkdir()
+    with fanwise.watch(tmpfs, pure=pure, index=index) as watch:
+        w = Watched(watch, tmpfs)
+        gate.clear()
+        for name in "abc":
+            watch.pause()
+            write(tmpfs / "d" / name)
+            watch.resume()
+            w.until("lost")
+        gate.set()
+        w.consumer.settle(watch)
+        assert w.consumer.paths == on_disk(tmpfs)
+
+
+def test_two_directories_change_places_in_a_loss(
+    tmpfs: Path, pure: bool, gate: threading.Event
+) -> None:
+    """While the names in them are not compared, live changes go on in both."""
+    for name in "ab":
+        (tmpfs / name / "sub").mkdir(parents=True)
+        write(tmpfs / name / "f")
+    with fanwise.watch(tmpfs, pure=pure, index=True) as watch:
+        w = Watched(watch, tmpfs)
+        gate.clear()
+        watch.pause()
+        exchange(tmpfs / "a", tmpfs / "b")
+        os.unlink(tmpfs / "a/f")
+        watch.resume()
+        w.until("lost")
+        write(tmpfs / "a/sub/one")
+        os.rename(tmpfs / "b", tmpfs / "a/sub/two")
+        (tmpfs / "b").mkdir()
+        w.until("created", tmpfs / "b")
+        gate.set()
+        w.check()
