@@ -991,8 +991,8 @@ static PyObject *index_apply(PyObject *self, PyObject *const *a, Py_ssize_t na)
             return NULL;
         }
         c.decoder = a[0];
-        if (fw_window_chunk(c.decoder, x->at, &c.chunk))
-            c.at = x->at, c.off = x->off;
+        fw_window_chunk(c.decoder, x->at, &c.chunk); /* none: all of it was taken */
+        c.at = x->at, c.off = x->off;
         fw_window_at(c.decoder, &to, &off_to);
     }
     uint32_t skip = x->skip;

@@ -87,7 +87,7 @@ class Directories:
         # Told of each directory that is put, and whether names in it are still to be learnt.
         self.came: Callable[[int, bool], None] | None = None
         # Told of one that came in with others below it.
-        self.entries: Callable[[int], None] | None = None
+        self.came_with: Callable[[int], None] | None = None
         self.onto: list[tuple[bytes, bytes]] = []  # moved during a repair: (key, new parent's key)
         self.dead: set[bytes] | None = None  # removed while a scan runs; None: no scan
 
@@ -156,8 +156,8 @@ class Directories:
         at: int = self.tree.put(key, parent, name, extra)
         if self.globs:
             self.judge(at)
-        if below and self.entries is not None and self.inside(at):
-            self.entries(at)
+        if below and self.came_with is not None and self.inside(at):
+            self.came_with(at)
         elif self.came is not None:
             self.came(at, not extra & flags.SCANNED)
         return at

@@ -59,6 +59,7 @@ class Files:
         self._news: set[bytes] = set()  # told as created before the first scan ended
         self.unlisted: set[bytes] = set()  # held, but no listing of it was taken
         self._taken = False  # all of the window
+        self._ended: dict[int, int] = {}  # directories gone in it, by the index of their parent
         self._misnamed: tuple[Name, Name, bool | None] | None = None
         self._merged: list[bytes] = []  # made and gone in one record
         self._exist: dict[tuple[bytes, Name], bool] = {}
@@ -84,10 +85,10 @@ class Files:
             return
         key = tree.info(at)[3]
         if key not in self.index:
-            self._catch_up()
-            self.index.hold(key)
-            if unlisted:
+            if unlisted:  # else it is born, and no record before this one is about it
+                self.catch_up()
                 self.unlisted.add(key)
+            self.index.hold(key)
 
     def entered(self, at: int) -> None:
         """Hold a directory that came in, with all that is known below it."""
@@ -96,7 +97,7 @@ class Files:
 
     def misnamed(self, record: Record, held: Name) -> None:
         """A rename was told from another name than its record has; see `settled`."""
-        self._catch_up()
+        self.catch_up()
         at = (record[3] or b"", record[4] or b"")
         # What stands under the name in the record is something else, and stays.
         self._misnamed = held, at, self.index.find(*at) if at[1] else None
@@ -107,15 +108,18 @@ class Files:
             return
         held, at, other = self._misnamed
         self._misnamed = None
-        self._catch_up()
+        self.catch_up()
         self.index.remove(*held)
         if other is not None and self.index.find(*at) is None:
             self.index.put(*at, other, self._empty_ns)
 
-    def _catch_up(self) -> None:
-        # Take what is told already of the window, before what is held changes: what was told in a
-        # directory is taken, and what was not, because it was elsewhere then, is not.
-        if self._r.decoder.records and not self._taken:
+    def catch_up(self) -> None:
+        """Take what is told already of the window, before what is held changes.
+
+        What was told in a directory is taken, and what was not, as it was elsewhere then, is not.
+        """
+        # What expands tells of one record, which is passed: it is taken when all of it is told.
+        if self._r.decoder.records and not self._taken and not self._r.expander.pending:
             self.index.apply(self._r.decoder, self._empty_ns, False)
 
     # -- live --
@@ -151,6 +155,7 @@ class Files:
     def begun(self) -> None:
         """A new window is decoded."""
         self._taken = False
+        self._ended.clear()
 
     def void(self) -> None:
         """The decoder's window is dropped, and told no further."""
@@ -195,12 +200,16 @@ class Files:
         if merged:
             self._merged.append(key)
             return
-        self._catch_up()
+        self.catch_up()
         self._forget(key)
         at = self._r.tree.find(key)
-        if at >= 0 and self._r.tree.info(at)[4]:
+        if at < 0:
+            return
+        parent, _, _, _, kids = self._r.tree.info(at)
+        if kids > self._ended.get(at, 0) and not self._r.expander.pending:
             children = self._children()
             self._stray(children.get(at, ()), children)
+        self._ended[parent] = self._ended.get(parent, 0) + 1
 
     def _stray(self, tops: Sequence[int], children: dict[int, list[int]]) -> None:
         # These are told to be gone, and gone or elsewhere: a loss was to say so. What is there
@@ -214,13 +223,13 @@ class Files:
 
     def displaced(self, rows: list[Any], at: int) -> None:
         """A rename is about to be told onto a directory: what is believed in it went in a loss."""
-        self._catch_up()
+        self.catch_up()
         self._now = time.time()
         self._delete_below(rows, at, self._children() if self._r.tree.info(at)[4] else {})
 
     def vanished(self, rows: list[Any], at: int) -> None:
         """A directory is gone, and another one in its place: what is believed of both is mixed."""
-        self._catch_up()
+        self.catch_up()
         tree = self._r.tree
         if not tree.info(at)[4] and not self.index.names(tree.info(at)[3]):
             return
@@ -230,8 +239,9 @@ class Files:
 
     def left(self, at: int) -> None:
         """A directory left the roots, with all below it."""
-        self._catch_up()
-        for each in self._below(at, self._children()):
+        self.catch_up()
+        below = self._below(at, self._children()) if self._r.tree.info(at)[4] else [at]
+        for each in below:
             self._forget(self._r.tree.info(each)[3])
 
     def _forget(self, key: bytes) -> None:
@@ -251,7 +261,6 @@ class Files:
 
     def files_in(self, directory: bytes) -> list[tuple[bytes, bytes | None]]:
         """What `Expander.files_of` asks: the files in a directory, at the record being decoded."""
-        self._catch_up()
         return [(name, None) for name, is_dir in self.index.names(directory) if not is_dir]
 
     # -- a loss --
@@ -532,7 +541,7 @@ class Files:
             if silent and what == CREATED:
                 continue
             was_dir = what & WAS_DIR or (what == DELETED and is_dir)
-            if was_dir and is_dir and name in known and what != DELETED:
+            if what & WAS_DIR and is_dir and name in known:
                 continue  # the handle says that it is the same
             if what & (DELETED | REPLACED):
                 self._tell(rows, at, name, DELETE, bool(was_dir))

@@ -439,7 +439,10 @@ class Repair:
         if strays and b"" not in self.unsettled and not self._r.intake.gap:
             self.unsettled.clear()
             if not self.mend(rows, strays):
-                self._r.loss_of_all(rows)
+                if self._r.intake.gap:
+                    self.unsettled.update(strays)  # behind that loss
+                else:
+                    self._r.loss_of_all(rows)
 
     def _is_gone(self, rows: list[Any], key: bytes) -> None:
         files, at = self._r.files, self._r.tree.find(key)

@@ -80,7 +80,7 @@ class Resolver:
         if self.files is not None:
             self.settler.files = self.files
             directories.came = self.files.hold
-            directories.entries = self.files.entered
+            directories.came_with = self.files.entered
             self.expander.files_of = self.files.files_in
             self.expander.came = self.files.came
         self._open = False

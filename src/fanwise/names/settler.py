@@ -175,6 +175,8 @@ class Settler:
             and not (record[0] & CREATE or self.dirs.marks)
             and self.expander.comes_whole(key)
         ):
+            if self.files is not None:
+                self.files.catch_up()
             self.expander.deleted(record, at, drop, last)
         else:
             last(rows)
