@@ -171,6 +171,59 @@ def test_what_was_told_in_a_window_before_a_directory_came(
         w.check()
 
 
+def test_what_was_told_below_a_directory_that_came_is_believed(
+    tmpfs: Path, pure: bool, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one window a directory comes back with others below it, and something is made in those."""
+    paced(pure, monkeypatch, PACE)
+    root, out = tmpfs / "root", tmpfs / "out"
+    (root / "d/sub").mkdir(parents=True)
+    out.mkdir()
+    with fanwise.watch(root, pure=pure, index=True) as watch:
+        w = Watched(watch, root, PACE + 0.5)
+        gate.clear()
+        watch.pause()
+        os.rename(root / "d", out / "d")
+        watch.resume()
+        w.until("lost")
+        until_paced(watch, tmpfs)
+        os.rename(out / "d", root / "e")
+        write(root / "e/sub/f")
+        w.until("created", root / "e/sub/f")
+        watch.pause()
+        os.unlink(root / "e/sub/f")
+        watch.resume()
+        w.until("lost")
+        gate.set()
+        w.check()
+
+
+def test_what_leaves_in_a_window_is_not_believed_in_it(
+    tmpfs: Path, pure: bool, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one window a directory leaves, more is made in it, and it comes back."""
+    paced(pure, monkeypatch, PACE)
+    root, out = tmpfs / "root", tmpfs / "out"
+    (root / "d/sub").mkdir(parents=True)
+    write(root / "d/sub/f")
+    out.mkdir()
+    with fanwise.watch(root, pure=pure, index=True) as watch:
+        w = Watched(watch, root, PACE + 0.5)
+        gate.clear()
+        watch.pause()
+        write(root / "lost")
+        watch.resume()
+        w.until("lost")
+        until_paced(watch, tmpfs)
+        os.rename(root / "d", out / "d")
+        write(out / "d/sub/g")
+        os.rename(out / "d", root / "e")
+        w.until("created", root / "e")
+        assert w.consumer.paths == {str(root / "e")} | ({str(root / "lost")} & w.consumer.paths)
+        gate.set()
+        w.check()
+
+
 def test_what_a_stop_moved_says_nothing_of_before(tmpfs: Path, pure: bool) -> None:
     """A directory that is not known is looked up, and came where it is among what was lost."""
     root, out = tmpfs / "root", tmpfs / "out"

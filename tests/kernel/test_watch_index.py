@@ -30,8 +30,7 @@ def of_repair(told: list[fanwise.Change]) -> list[fanwise.Change]:
     return out
 
 
-# A known defect, not understood yet: about one storm in fifty ends with one name on disk that was
-# never told, or with names held of a directory that is gone. Every other property is checked below.
+# What these storms found has a test of its own each in test_watch_believed.py.
 @pytest.mark.parametrize(
     ("how", "seed"), [("ring", 1), ("ring", 2), ("stopped", 1), ("stopped", 2), ("kernel", 1)]
 )
