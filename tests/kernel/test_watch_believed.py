@@ -5,6 +5,7 @@ at a gate, so that what happens before them happens always.
 """
 
 import os
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 
 import fanwise
+from fanwise.kernel.contract import LISTED, LISTED_DIR, NOTE_NAMES
 from fanwise.names.scan import Scanner
-from tests.kernel.losing import Consumer, exchange, paced, until_paced
+from tests.kernel.losing import Consumer, exchange, flood, paced, until_paced
 from tests.kernel.watching import on_disk, write
 
 PACE = 1.0  # seconds
@@ -268,6 +270,57 @@ def test_a_circle_of_names_that_goes_on(
         assert not [c for c in w.consumer.told if c.correction]
         if index:
             w.check()
+
+
+def test_a_listing_shows_what_the_notes_of_a_loss_do_not(
+    tmpfs: Path, pure: bool, gate: threading.Event
+) -> None:
+    """Directories that came, went and moved are found by the names in those above them."""
+    for name in ("a/moved/in", "b", "c/gone", "d/over"):
+        (tmpfs / name).mkdir(parents=True)
+    for name in ("a/moved/in/f", "c/gone/g"):
+        write(tmpfs / name)
+    with fanwise.watch(tmpfs, pure=pure, queue=64 << 10, index=True) as watch:
+        w = Watched(watch, tmpfs)
+        group = watch._groups[0]
+        noted, source = group.resolver.intake._noted, group.source
+        tops = {fanwise.kernel.handles.identify(str(tmpfs / name))[0] for name in "abcd"}
+        group.resolver.intake._noted = lambda: {
+            key: NOTE_NAMES for key in noted() or () if key in tops
+        }
+        gate.clear()
+        full = 0
+        while full < 20:  # until nothing fits any more, however small
+            before = source.drain.stats()["lost"]
+            flood(tmpfs / "b", 1 if before else 100)
+            assert source.drain.sync(10)
+            full = full + 1 if source.drain.stats()["lost"] > before else 0
+        os.rename(tmpfs / "a/moved", tmpfs / "b/here")
+        os.unlink(tmpfs / "c/gone/g")
+        os.rmdir(tmpfs / "c/gone")
+        os.rename(tmpfs / "b/here/in", tmpfs / "d/over")
+        (tmpfs / "c/made").mkdir()
+        assert source.drain.sync(10)
+        w.until("lost")
+        gate.set()
+        w.check()
+
+
+def test_the_handle_says_that_a_directory_is_the_same(tmpfs: Path, pure: bool) -> None:
+    """The index may have the inode of whatever had the name first."""
+    (tmpfs / "d/sub").mkdir(parents=True)
+    write(tmpfs / "d/sub/f")
+    with fanwise.watch(tmpfs, pure=pure, index=True) as watch:
+        w = Watched(watch, tmpfs)
+        key = fanwise.kernel.handles.identify(str(tmpfs))[0]
+        other = struct.pack(LISTED, 1, 0, 0, 0, LISTED_DIR, 1, 0) + b"d"
+        watch._groups[0].resolver.files.index.diff(key, other, None, False)
+        told = len(w.consumer.told)
+        watch.pause()
+        watch.resume()
+        w.until("lost")
+        w.check()
+        assert {c.kinds for c in w.consumer.told[told:]} == {("lost",), ("repaired",)}
 
 
 @pytest.mark.parametrize("index", [False, True])
