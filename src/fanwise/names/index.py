@@ -59,7 +59,7 @@ class Files:
         self._news: set[bytes] = set()  # told as created before the first scan ended
         self.unlisted: set[bytes] = set()  # held, but no listing of it was taken
         self._taken = False  # all of the window
-        self._ended: dict[int, int] = {}  # directories gone in it, by the index of their parent
+        self._ended: dict[int, int] = {}  # how many are gone of those in a directory, and held
         self._misnamed: tuple[Name, Name, bool | None] | None = None
         self._merged: list[bytes] = []  # made and gone in one record
         self._exist: dict[tuple[bytes, Name], bool] = {}
@@ -155,7 +155,6 @@ class Files:
     def begun(self) -> None:
         """A new window is decoded."""
         self._taken = False
-        self._ended.clear()
 
     def void(self) -> None:
         """The decoder's window is dropped, and told no further."""
@@ -205,11 +204,19 @@ class Files:
         at = self._r.tree.find(key)
         if at < 0:
             return
-        parent, _, _, _, kids = self._r.tree.info(at)
-        if kids > self._ended.get(at, 0) and not self._r.expander.pending:
+        if self._r.tree.info(at)[4] > self._ended.get(at, 0) and not self._r.expander.pending:
             children = self._children()
             self._stray(children.get(at, ()), children)
-        self._ended[parent] = self._ended.get(parent, 0) + 1
+        self._end(at)
+
+    def _end(self, at: int) -> None:
+        parent, _, now, _, _ = self._r.tree.info(at)
+        if not now & flags.ZOMBIE:
+            self._ended[parent] = self._ended.get(parent, 0) + 1
+
+    def swept(self) -> None:
+        """The tree has let go of the directories that are gone, but those above others."""
+        self._ended.clear()
 
     def _stray(self, tops: Sequence[int], children: dict[int, list[int]]) -> None:
         # These are told to be gone, and gone or elsewhere: a loss was to say so. What is there
@@ -442,6 +449,7 @@ class Files:
         for each in reversed(below):
             key = tree.info(each)[3]
             self._forget(key)
+            self._end(each)
             self._r.repair.drop(rows, key, dead=each == at)
 
     def _retell_twins(self, rows: list[Any], at: int, children: dict[int, list[int]]) -> None:
@@ -567,7 +575,7 @@ class Files:
                 known[name] = each
             else:
                 self._r.repair.stray(key)
-        if len(known) < tree.info(at)[4]:
+        if len(known) + self._ended.get(at, 0) < tree.info(at)[4]:
             children = self._children()
             here = known.values()
             strays = [each for each in children.get(at, ()) if each not in here]

@@ -325,6 +325,8 @@ class Resolver:
             self._rest(rows)
         if self._drained:
             self.tree.sweep()
+            if self.files is not None:
+                self.files.swept()
         self._open = False
         self._mark_fresh(rows)
         self._scan_more(rows)
