@@ -1,10 +1,8 @@
 """The decoder of windows, record by record, on both twins with the same expectations."""
 
 import contextlib
-import gc
 import os
 import struct
-import sys
 
 import pytest
 
@@ -55,7 +53,7 @@ from fanwise.kernel.handles import identity
 from fanwise.watch._change import KIND_TABLE
 from tests.wire import build
 from tests.wire.build import DFID, DFID_NAME, FID, NEW_DFID_NAME, OLD_DFID_NAME, fid
-from tests.wire.twins import PURE, native_parts
+from tests.wire.twins import PURE, leaks, native_parts
 
 TOLD = CREATE | MODIFY | CLOSE_WRITE | ATTRIB | RENAME | DELETE
 ALL = TOLD | OPEN | ACCESS | OPEN_EXEC
@@ -905,17 +903,7 @@ def test_nothing_is_leaked(parts):
             w.d.finish()
         w.d.add(b"".join(recs), 1.0)  # a window that is never finished
 
-    def growth():
-        gc.collect()
-        before = sys.getallocatedblocks()
-        for _ in range(100):
-            once()
-        gc.collect()
-        return sys.getallocatedblocks() - before
-
-    # Free lists and caches of the whole process fill for some hundred rounds, more of them where
-    # little ran before, and threads of others allocate as well. What is leaked grows each time.
-    assert min(growth() for _ in range(6)) < 50
+    assert not leaks(once)
 
 
 def test_in_scope_by_a_flag_set_after_the_record_was_noted(window):
