@@ -24,7 +24,7 @@ test: $(VENV)/.fanwise $(VENV)/.test debian promtool
 	@$(BIN)/python tests/run.py
 
 soak: $(VENV)/.fanwise $(VENV)/.test debian
-	@$(BIN)/python -m pytest -m soak --timeout=0
+	@$(BIN)/python -m pytest -m soak --timeout=0 -o faulthandler_timeout=0
 	@bash tests/soak/asan.sh
 
 lint: $(VENV)/.fanwise $(VENV)/.test

@@ -36,8 +36,9 @@ def main() -> int:
     # Bounds on memory are not for a program several times as large. A report must not end in the
     # file that pytest keeps of the standard error of a process that is no more.
     status = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=0", "--capture=sys",
-         *TESTS, *(f"--deselect={test}" for test in BOUNDS)],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=0",
+         "-o", "faulthandler_timeout=0", "--capture=sys", *TESTS,
+         *(f"--deselect={test}" for test in BOUNDS)],
         cwd=ROOT,
     ).returncode  # fmt: skip
     if status:

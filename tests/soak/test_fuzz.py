@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.wire import test_decode_fuzz as fuzz, test_tree as tree
+from tests.wire import test_decode_fuzz as fuzz, test_index as index, test_tree as tree
 from tests.wire.twins import native_parts
 
 pytestmark = pytest.mark.soak
@@ -10,6 +10,10 @@ pytestmark = pytest.mark.soak
 
 def test_trees(cannot_run):
     tree.same_under(native_parts(cannot_run), 3000, 80)
+
+
+def test_indexes(cannot_run):
+    index.same_under(native_parts(cannot_run), 3000, 80)
 
 
 def test_windows(cannot_run):
