@@ -177,8 +177,8 @@ def _type(key: bytes) -> int:
 def _refuse_name(error: OSError, fid: bool) -> NoReturn:
     path = error.filename
     if error.errno == errno.EOPNOTSUPP:
-        remedy = None if fid else "ask for a handle that only identifies (fid=True)"
-        raise FilesystemRefuses(path, "its filesystem has no file handles", remedy) from error
+        what = "file handles" if fid else "file handles that can be opened"
+        raise FilesystemRefuses(path, f"its filesystem has no {what}") from error
     # name_to_handle_at asks for no privilege of its own, so this cannot be a capability.
     if error.errno in (errno.EPERM, errno.ENOSYS):
         _refuse_call(error, "name_to_handle_at", path)

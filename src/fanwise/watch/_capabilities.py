@@ -175,7 +175,7 @@ def _mark(path: str, mount: Mount) -> str:
 def _handle(path: str, mount: Mount) -> None:
     try:
         name_to_handle(path)
-    except FilesystemRefuses as error:  # its remedy is for programmers
+    except FilesystemRefuses as error:
         raise FilesystemRefuses(path, f"{mount.fstype} has none that can be opened") from error
 
 

@@ -15,6 +15,9 @@ def identity(path: str | bytes | os.PathLike[str] | os.PathLike[bytes] | int) ->
     as long as that superblock is mounted: key a cache by it. A new file with a reused inode number
     has another one. A symbolic link is not followed; an integer is a descriptor.
 
+    Where handles cannot be opened (proc, FUSE, an overlay with default options) it is as long as
+    the kernel keeps the inode.
+
     Raises NoSuchRoot, FilesystemRefuses (no file handles), OSError.
     """
     if isinstance(path, int):
@@ -30,5 +33,6 @@ def identity(path: str | bytes | os.PathLike[str] | os.PathLike[bytes] | int) ->
 
 
 def _of(fd: int) -> str:
-    key, _ = handles.name_to_handle(b"", fd, empty=True)
+    # One that only identifies will do: it is what records hold, on an overlay too.
+    key, _ = handles.identify(b"", fd, empty=True)
     return handles.identity(mount_of(fd).dev, key)
