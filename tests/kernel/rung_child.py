@@ -120,6 +120,24 @@ def limit_later(root: Path) -> dict[str, object]:
     }
 
 
+def several(root: Path) -> dict[str, object]:
+    """What is said to roots of which one or more may not go together, and to a mere directory."""
+    said: dict[str, object] = {}
+    for paths in (["denied"], ["plain", "denied"], ["sv"], ["plain", "sv"], [""]):
+        try:
+            with fanwise.watch(*(root / path for path in paths)) as watch:
+                end = watch.roots[0].path + "/end"
+                told = _until(watch, Path(end))
+                said["+".join(paths)] = [
+                    [r.rung for r in watch.roots],
+                    sorted(u.path for u in watch.unwatched),
+                    any(c.path == end for c in told),
+                ]
+        except fanwise.FanwiseError as error:
+            said["+".join(paths)] = [type(error).__name__, str(error)]
+    return said
+
+
 def overflow(root: Path) -> dict[str, object]:
     with fanwise.watch(root) as watch:
         print("ready", flush=True)  # the test stops this process, and fills the kernel's queue

@@ -205,6 +205,17 @@ def test_excluded_directories_have_no_mark(tmpfs: Path, monkeypatch: pytest.Monk
         assert str(tmpfs / "kept" / "a" / "f") in {c.path for c in r.told()}
 
 
+def test_identity_is_that_of_the_changes(place: Path) -> None:
+    with watching(place) as reader:
+        (place / "d").mkdir()
+        write(place / "d" / "f")
+        told = {c.path: c.identity for c in reader.told() if "created" in c.kinds}
+        for path in (place / "d", place / "d" / "f"):
+            if told[str(path)] is not None:  # inotify: of directories
+                assert told[str(path)] == fanwise.identity(path)
+        assert told[str(place / "d")] is not None
+
+
 def test_marks_do_not_keep_a_filesystem_busy(place: Path) -> None:
     (place / "a" / "b").mkdir(parents=True)
     with fanwise.watch(place) as watch:
@@ -366,6 +377,28 @@ def test_a_user_without_privileges(open_to_all: Path) -> None:
     assert (kind, source) == ("lost", "denied")
     assert os.path.basename(path) in ("hidden", "later")
     assert told["ignoring another's pid"] == "PermissionNeeded"
+
+
+def test_subvolumes_and_several_roots_for_a_user_without_privileges(tmp_path: Path) -> None:
+    with mounted("btrfs", tmp_path) as top:
+        run("btrfs", "-q", "subvolume", "create", str(top / "sv"))
+        (top / "plain").mkdir()
+        for path in (top, top / "plain", top / "sv"):
+            path.chmod(0o777)
+        for above in top.parents:
+            above.chmod(above.stat().st_mode | 0o55)
+        (top / "denied").mkdir(mode=0o700)
+        said = child("several", top)
+    for paths in ("denied", "plain+denied"):  # no root is left out without an error
+        kind, text = said[paths]  # type: ignore[misc]
+        assert kind == "PermissionNeeded"
+        assert text.startswith(f"{top}/denied: ")
+    assert said["sv"] == [["inode-marks"], [], True]
+    kind, text = said["plain+sv"]  # type: ignore[misc]
+    assert kind == "FilesystemRefuses"
+    assert text.startswith(f"{top}/sv: ")
+    assert "a watch of its own" in text
+    assert said[""] == [["inode-marks"], [f"{top}/denied", f"{top}/sv"], True]
 
 
 def test_the_limit_of_marks(open_to_all: Path) -> None:

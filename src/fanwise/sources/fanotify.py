@@ -249,8 +249,8 @@ class DirectorySource(FanotifySource):
         """Hear when a directory above a root moves what is in it; whether that can be heard."""
         try:
             mark(self.fd, FAN_MARK_ADD, _ABOVE, path=path)
-        except (PermissionNeeded, NoSuchRoot):
-            return False
+        except (PermissionNeeded, NoSuchRoot, FilesystemRefuses):
+            return False  # the last: the top level of a btrfs, above a subvolume (EXDEV)
         return True
 
     def resume(self, fd: int) -> None:

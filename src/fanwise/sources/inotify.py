@@ -22,7 +22,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fanwise._errors import FanwiseError, FeatureMissing, LimitReached, NotWatchable, SyscallBlocked
+from fanwise._errors import (
+    FanwiseError,
+    FeatureMissing,
+    LimitReached,
+    NoSuchRoot,
+    NotWatchable,
+    PermissionNeeded,
+    SyscallBlocked,
+)
 from fanwise.kernel.caps import credentials
 from fanwise.kernel.fanotify import (
     FAN_ACCESS,
@@ -387,6 +395,24 @@ def init(path: str) -> int:
     if error.errno == errno.ENOSYS:
         raise FeatureMissing(path, "this kernel was built without inotify") from error
     raise NotWatchable(path, f"inotify_init1: {error.strerror}") from error
+
+
+def add(fd: int, path: str) -> None:
+    """Watch a directory, as a trial. Raises PermissionNeeded, LimitReached, NotWatchable."""
+    if libc.inotify_add_watch(fd, os.fsencode(path), IN_ONLYDIR | IN_DELETE_SELF) >= 0:
+        return
+    error = last_error(os.fsencode(path))
+    if error.errno == errno.EACCES:
+        raise PermissionNeeded(
+            path,
+            "a watch needs permission to read the directory and to search those above",
+            "change its mode, or run with CAP_DAC_READ_SEARCH",
+        ) from error
+    if error.errno == errno.ENOSPC:
+        raise LimitReached(path, "fs.inotify.max_user_watches") from error
+    if error.errno == errno.ENOENT:
+        raise NoSuchRoot(path, "it does not exist") from error
+    raise NotWatchable(path, f"inotify_add_watch: {error.strerror}") from error
 
 
 def _encode(row: _Row) -> bytes:

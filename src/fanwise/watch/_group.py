@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fanwise._errors import FanwiseError, LimitReached, NotWatchable
+from fanwise._errors import FanwiseError, FilesystemRefuses, LimitReached, NotWatchable
 from fanwise.kernel.fanotify import FAN_ACCESS, FAN_OPEN
 from fanwise.kernel.handles import identify
 from fanwise.kernel.mounts import Mount, mounts
@@ -155,8 +155,18 @@ class Group:
                 raise LimitReached(
                     path, "RLIMIT_NOFILE", "no descriptor is left", "ulimit -n NUMBER"
                 )
-            reason = f"it could not be marked: {os.strerror(code)}"
-            self.unwatched.append((path, reason, "run as root, or change its mode"))
+            reason, remedy = f"it could not be marked: {os.strerror(code)}", "run as root"
+            if code == errno.EXDEV:  # fs/notify/fanotify/fanotify_user.c, fanotify_set_mark_fsid
+                reason = (
+                    "marks on a subvolume do not go together with those on the top level of"
+                    f" {self.mount.fstype}"
+                )
+                remedy = "watch it in a watch of its own, or run as root"
+            elif code == errno.EACCES:
+                remedy = "run as root, or change its mode"
+            if any(root.key == key for root in resolver.dirs.roots):
+                raise FilesystemRefuses(path, reason, remedy)
+            self.unwatched.append((path, reason, remedy))
 
     def fileno(self) -> int:
         """Return the descriptor that is readable while there are records."""

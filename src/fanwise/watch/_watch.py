@@ -245,6 +245,11 @@ class Watch:
             choice = choose(paths[0], mount, forced)
             if choice.rung is None:
                 raise why_not(paths[0], choice)
+            if choice.rung.marks:  # each is opened by itself there
+                for path in paths[1:]:
+                    other = choose(path, mount, choice.rung.name)
+                    if other.rung is None:
+                        raise why_not(path, other)
             check_kinds(paths[0], mount, choice.rung, kinds, pids)
             if index and choice.rung.marks:
                 raise FilesystemRefuses(
