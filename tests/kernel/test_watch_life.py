@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -300,6 +301,50 @@ def test_one_consumer(tmpfs: Path, pure: bool) -> None:
         thread.join()
 
 
+def test_closed_while_another_thread_reads(tmpfs: Path, pure: bool) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    for turn in range(30):
+        watch = fanwise.watch(tmpfs, pure=pure)
+        watch.open()
+        raised: list[type[Exception]] = []
+
+        def consume(watch: fanwise.Watch = watch, raised: list[type[Exception]] = raised) -> None:
+            try:
+                while True:
+                    watch.read()
+            except Exception as error:
+                raised.append(type(error))
+
+        thread = threading.Thread(target=consume, daemon=True)
+        thread.start()
+        for i in range(0 if turn == 0 else 40):  # the first waits, the others are at work
+            write(tmpfs / f"f{i}")
+        while turn == 0 and not watch._consumer.locked():
+            pass
+        watch.close()
+        # What it read from is gone: it has left it by now.
+        assert set(os.listdir("/proc/self/fd")) == before
+        thread.join(20)
+        assert raised == [fanwise.ClosedError]
+        with pytest.raises(fanwise.ClosedError):
+            watch.read(0)
+
+
+def test_closed_in_a_signal_handler(tmpfs: Path, pure: bool) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    watch = fanwise.watch(tmpfs, pure=pure)
+    watch.open()
+    old = signal.signal(signal.SIGALRM, lambda number, frame: watch.close())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(fanwise.ClosedError):
+            list(watch)
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert set(os.listdir("/proc/self/fd")) == before
+    watch.close()
+
+
 def test_use_after_close(tmpfs: Path) -> None:
     watch = fanwise.watch(tmpfs)
     with pytest.raises(fanwise.ClosedError):
@@ -308,6 +353,7 @@ def test_use_after_close(tmpfs: Path) -> None:
         pass
     with pytest.raises(fanwise.ClosedError):
         next(watch)
+    watch.close()
     with pytest.raises(fanwise.ClosedError):
         watch.open()
 

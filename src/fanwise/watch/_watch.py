@@ -1,8 +1,9 @@
 """watch and awatch: the public face of change streams.
 
 REFS      a Watch owns its groups, an epoll over their drains, and an eventfd that wakes it.
-LOCKING   one consumer; a second one gets BusyError. `stop` may be called from anywhere.
+LOCKING   one consumer; a second one gets BusyError. `stop`, `close`: from anywhere.
 LIFETIME  nothing starts before ``with``; an open Watch that is dropped warns (ResourceWarning).
+          `close` frees when whoever reads has left.
 """
 
 import contextlib
@@ -115,7 +116,7 @@ class Watch:
     """A stream of changes: a context manager and an iterator, made by `watch`.
 
     Iterate over it for single changes, over `batches` for lists, or call `read`. One thread
-    consumes; `stop` may be called from any thread and from a signal handler.
+    consumes; `stop` and `close` may be called from any thread and from a signal handler.
     """
 
     def __init__(
@@ -175,6 +176,8 @@ class Watch:
         self._roots: list[WatchedRoot] = []
         self._ready: deque[Change] = deque()
         self._consumer = threading.Lock()
+        self._within: list[int] = []  # threads in `read`: who holds the lock, and who asks for it
+        self._to_free = False  # when the thread that closed it leaves `read`
         self._state = "new"
         self._stopping = False
         self._epoll: select.epoll | None = None
@@ -295,10 +298,23 @@ class Watch:
         return list(found.values())
 
     def close(self) -> None:
-        """End at once and free everything; idempotent."""
+        """End at once and free everything; idempotent.
+
+        A thread that waits in `read` gets ClosedError, and is waited for. In a signal handler that
+        interrupts `read` it is that call which frees, when the handler returns.
+        """
         if self._state == "closed":
             return
         self._state = "closed"
+        if self._pid == os.getpid():  # a forked child has no other thread
+            self._wake()
+            if threading.get_ident() in self._within:
+                self._to_free = True
+                return
+            self._consumer.acquire()  # for good
+        self._free()
+
+    def _free(self) -> None:
         with contextlib.ExitStack() as last:  # the last one first, and all of them whatever fails
             last.callback(self._mounts.close)
             if self._waker is not None:
@@ -359,16 +375,26 @@ class Watch:
         returned first.
         """
         self._check()
-        if not self._consumer.acquire(blocking=False):
-            raise BusyError("another thread reads this watch", "read it in one place")
+        self._within.append(threading.get_ident())
         try:
-            if self._ready:
-                rows = list(self._ready)
-                self._ready.clear()
-                return rows
-            return self._read(None if timeout is None else time.monotonic() + timeout)
+            if not self._consumer.acquire(blocking=False):
+                self._check()
+                raise BusyError("another thread reads this watch", "read it in one place")
+            try:
+                self._check()
+                if self._ready:
+                    rows = list(self._ready)
+                    self._ready.clear()
+                    return rows
+                return self._read(None if timeout is None else time.monotonic() + timeout)
+            finally:
+                self._consumer.release()
         finally:
-            self._consumer.release()
+            self._within.remove(threading.get_ident())
+            if self._to_free and threading.get_ident() not in self._within:
+                self._to_free = False
+                self._consumer.acquire()
+                self._free()
 
     def _check(self) -> None:
         if self._state != "open":
@@ -386,6 +412,7 @@ class Watch:
         while True:
             # Before looking: what wakes from here on is seen, or leaves fileno() readable.
             self._waker.clear()
+            self._check()
             if self._who is not None and self._who.due():
                 self._tick(self._who)
             if self._below:
