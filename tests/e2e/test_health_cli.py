@@ -17,7 +17,7 @@ import time
 
 import pytest
 
-from tests.kernel.conftest import loop_device, run as must
+from tests.kernel.conftest import loop_device, run as must, unmount
 from tests.kernel.faults import code_of, fsync, volume
 
 DEADLINE = 20
@@ -421,7 +421,7 @@ def test_a_path_below_the_mount_point_selects_its_objects_and_the_whole_filesyst
             assert len(look(it.point / "e")[2]) == 2
             assert len(look(it.point)[2]) == 3
         finally:
-            must("umount", str(bind))
+            unmount(bind)
 
 
 def test_on_another_device_number_it_is_the_same_filesystem(tmp_path, follow, look):
@@ -442,7 +442,7 @@ def test_on_another_device_number_it_is_the_same_filesystem(tmp_path, follow, lo
                 assert record["fs"]["name"] == os.path.basename(other)
                 again.stop()
             finally:
-                must("umount", str(it.point))
+                unmount(it.point)
         it.mount()
         _, _, (incident,), _ = look(it.point)
         assert (incident["id"], incident["total"]) == (record["id"], 2)

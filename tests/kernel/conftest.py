@@ -3,6 +3,7 @@
 import fcntl
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,9 +65,21 @@ def mounted(kind: str, where: Path, options: str = "") -> Iterator[Path]:
     image.unlink()
 
 
+def unmount(point: Path | str) -> None:
+    """Unmount it: who looks at it for a moment (blkid, a scan, other tests) keeps it busy."""
+    deadline = time.monotonic() + 20
+    while True:
+        done = subprocess.run(["umount", str(point)], capture_output=True, text=True)
+        if not done.returncode:
+            return
+        assert "busy" in done.stderr, done.stderr
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(0.02)  # nothing tells when it is free
+
+
 def _unmount(point: Path) -> None:
     if os.path.ismount(point):
-        run("umount", str(point))
+        unmount(point)
 
 
 @pytest.fixture(params=FILESYSTEMS)

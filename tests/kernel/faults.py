@@ -14,14 +14,13 @@ import re
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fanwise.kernel.libc import last_error, libc
 from fanwise.kernel.mounts import Mount, mounts
-from tests.kernel.conftest import loop_device, run
+from tests.kernel.conftest import loop_device, run, unmount
 
 SERVER = Path(__file__).parent / "_faultfile.py"
 EVERYTHING = 1 << 40
@@ -115,15 +114,7 @@ class Volume:
         run("mount", "-t", self.kind, *(["-o", text] if text else []), self.device, str(self.point))
 
     def unmount(self) -> None:
-        # What reads a new loop device (blkid, a kworker) keeps it busy for a moment.
-        for _ in range(50):
-            done = subprocess.run(["umount", self.point], capture_output=True, text=True)
-            if done.returncode == 0:
-                return
-            if "busy" not in done.stderr:
-                break
-            time.sleep(0.1)
-        raise AssertionError(done.stderr)
+        unmount(self.point)
 
     @contextmanager
     def unmounted(self) -> Iterator[None]:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import resource
 import select
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from fanwise.sources import mounts as source_mounts
 from fanwise.sources.mounts import MountChange, MountSource
 from fanwise.watch._group import Group
 from fanwise.watch._mounts import Below
-from tests.kernel.conftest import mounted, run
+from tests.kernel.conftest import mounted, run, unmount
 from tests.kernel.test_watch_mounts import rest, until
 from tests.kernel.watching import on_disk, replay, scanned, short, watching, write
 
@@ -42,21 +41,12 @@ def _on(point: Path, *argv: object) -> Iterator[Path]:
         yield point
     finally:
         if _is_mounted(point):
-            run("umount", str(point))
+            unmount(point)
 
 
 def _is_mounted(point: Path) -> bool:
     # Not os.path.ismount: a bind mount is on the same device.
     return any(mount.mount_point == os.fsencode(point) for mount in mounts())
-
-
-def _umount(point: Path) -> None:
-    # A scan holds a descriptor for a moment.
-    for _ in range(200):
-        if not subprocess.run(["umount", str(point)], capture_output=True).returncode:
-            return
-        time.sleep(0.01)
-    run("umount", str(point))
 
 
 def _groups() -> int:
@@ -155,7 +145,7 @@ def test_mounted_and_unmounted(tmpfs: Path, pure: bool, heard: str) -> None:
             # All before it is delivered, then the end.
             for i in range(500):
                 write(mnt / f"d/n{i}")
-            _umount(mnt)
+            unmount(mnt)
             told = until(r.watch, mnt, "unmounted")
             assert len([c for c in told if "created" in c.kinds]) == 500
             assert told[-1].kinds == ("unmounted",)
@@ -201,7 +191,7 @@ def test_what_was_there_before_it_is_listed_by_whoever_is_told(
         finally:
             stop.set()
             thread.join()
-            _umount(point)
+            unmount(point)
 
 
 def test_a_mount_on_a_mount(tmpfs: Path, pure: bool, heard: str) -> None:
@@ -289,7 +279,7 @@ def test_a_directory_above_the_mount_is_renamed(tmpfs: Path, pure: bool, heard: 
             assert [m.path for m in r.watch.mounts] == [str(new)]
             assert not any(c.path.startswith(str(mnt)) for c in told)
         finally:
-            _umount(new)
+            unmount(new)
 
 
 def test_lazily_with_what_is_mounted_in_it(tmpfs: Path, pure: bool, heard: str) -> None:
@@ -336,14 +326,42 @@ def test_the_root_moves_and_the_mount_with_it(tmpfs: Path, pure: bool) -> None:
             write(new / "yes")
             assert set(paths(until(r.watch, new / "yes"))) == {str(new / "yes")}
         finally:
-            _umount(new)
+            unmount(new)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_directory_is_told_before_what_is_mounted_on_it(
+    tmpfs: Path, pure: bool, monkeypatch: pytest.MonkeyPatch, heard: str, busy: bool
+) -> None:
+    """Both come to be after the last look at changes, and before the one at mounts."""
+    changed = MountSource.changed
+    with contextlib.ExitStack() as stack, watching(tmpfs, pure=pure) as r:
+        scanned(r)
+        r.told()
+        late: list[Path] = []
+
+        def meanwhile(source: MountSource) -> bool:
+            if not late:
+                late.append(_made(tmpfs / "mnt"))
+                for i in range(20_000 if busy else 0):  # more than a slice
+                    os.mkdir(tmpfs / str(i))
+                stack.enter_context(_on(late[0]))
+            return changed(source)
+
+        monkeypatch.setattr(MountSource, "changed", meanwhile)
+        told = until(r.watch, tmpfs / "mnt", "mounted")
+        point = str(tmpfs / "mnt")
+        assert [c.kinds[0] for c in told if c.path == point] == ["created", "mounted"]
+        if busy:
+            assert str(tmpfs / "19999") in {c.path for c in told}
+        assert r.watch.mounts[0].path == point
 
 
 def test_paused_meanwhile(tmpfs: Path, pure: bool, heard: str) -> None:
     with watching(tmpfs, pure=pure) as r, _on(tmpfs / "one") as one:
         until(r.watch, one, "mounted")
         r.watch.pause()
-        _umount(one)
+        unmount(one)
         with _on(tmpfs / "two") as two:
             assert r.watch.read(0.05) == []
             r.watch.resume()
@@ -425,7 +443,7 @@ def test_it_moves_while_it_is_opened(
             until(r.watch, tmpfs / "z/m", "mounted")
             assert [m.path for m in r.watch.mounts] == [str(tmpfs / "z/m")]
         finally:
-            _umount(tmpfs / "z/m")
+            unmount(tmpfs / "z/m")
 
 
 def _made(path: Path) -> Path:
@@ -791,7 +809,7 @@ def test_fifty_mounts_come_and_go(tmpfs: Path, pure: bool, heard: str) -> None:
                     if i % 3 == 0:
                         run("umount", "-l", str(point))
                     else:
-                        _umount(point)
+                        unmount(point)
                 write(tmpfs / "end")
             except BaseException as error:
                 errors.append(error)

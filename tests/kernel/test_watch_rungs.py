@@ -17,7 +17,7 @@ import pytest
 
 import fanwise
 from fanwise.sources import inotify
-from tests.kernel.conftest import mounted, run
+from tests.kernel.conftest import mounted, run, unmount
 from tests.kernel.test_watch_storms import PATHS, Step, one_storm
 from tests.kernel.watching import on_disk, scanned, short, watching, write
 
@@ -39,7 +39,7 @@ def overlay(where: Path) -> Iterator[Path]:
             yield point
         finally:
             if os.path.ismount(point):
-                run("umount", str(point))
+                unmount(point)
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def fuse(where: Path) -> Iterator[Path]:
                 yield point
             finally:
                 if os.path.ismount(point):
-                    run("umount", str(point))
+                    unmount(point)
                 server.wait(10)  # it keeps the tmpfs busy until then
 
 

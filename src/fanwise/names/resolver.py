@@ -212,6 +212,10 @@ class Resolver:
         waits = self.marker is not None and bool(self.marker.busy or self.dirs.fresh)
         return self._open or bool(self.intake) or waits
 
+    def behind(self, last: int) -> bool:
+        """Whether what stood in `intake` up to a position (its `last`) is not all told."""
+        return self._open or self.intake.popped < last
+
     def _begin(self, rows: list[Any]) -> bool:
         if self.repair.put_off:
             self._extend_loss(rows)

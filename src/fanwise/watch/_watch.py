@@ -188,6 +188,8 @@ class Watch:
         self._rested = False  # nothing was there to read a moment ago
         self._look_at = 0.0  # when to look again at where the mounts are
         self._news: list[MountChange] = []  # of mounts, not yet acted upon
+        # What was raised before them, by group: it is told first.
+        self._before: list[tuple[Group, int]] = []
         self._paused = False
         self._pid = 0  # of the process that opened it
         self._turn = 0  # whose slice is the next: a storm in one group does not silence the others
@@ -509,8 +511,20 @@ class Watch:
         self._asked_at = time.monotonic()
         if self._paused:
             return rows
-        if self._mounts.changed():
+        if not self._before and self._mounts.changed():
             self._news += self._mounts.read()
+            # The directory that was mounted on comes before what was mounted.
+            for group in self._groups if self._news else ():
+                if not group.inner:
+                    group.sync()
+                    self._before.append((group, group.resolver.intake.last))
+        if any(group.resolver.behind(last) for group, last in self._before):
+            rows = self._slice()
+            if rows:
+                self._due = True
+                self._wake()
+                return rows
+        self._before = []
         stale = self._below.stale
         if stale:
             self._news += self._mounts.look()
