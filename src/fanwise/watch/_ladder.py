@@ -95,7 +95,8 @@ _MARKED = {
     " later",
     "replaced": "not told, but of directories",
     "unlinked": "for the last 4,096 names deleted",
-    "roots that move": "followed where the directories above them may be read",
+    "roots that move": "followed where the directories above them may be read; one that moves"
+    " among what is lost is told as deleted",
     "after delete": "the name is gone or leads to something new",
     "opened, accessed": "all but what the watching process opens and reads of directories",
 }
@@ -168,7 +169,7 @@ GUARANTEES: dict[str, dict[str, str]] = {
         "replaced": "not told",
         "unlinked": "not told",
         "roots that move": "not followed: a removed root ends, a moved one goes on with its"
-        " old path",
+        " old path until a loss, and is told as deleted then",
         "opened, accessed": "of files only; executed is refused",
     },
 }
