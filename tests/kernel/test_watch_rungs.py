@@ -18,8 +18,9 @@ import pytest
 import fanwise
 from fanwise.sources import inotify
 from tests.kernel.conftest import mounted, run, unmount
+from tests.kernel.notifying import exchange
 from tests.kernel.test_watch_storms import PATHS, Step, one_storm
-from tests.kernel.watching import on_disk, scanned, short, watching, write
+from tests.kernel.watching import on_disk, replay, scanned, short, watching, write
 
 HERE = Path(__file__)
 NOBODY = 65534
@@ -203,6 +204,39 @@ def test_excluded_directories_have_no_mark(tmpfs: Path, monkeypatch: pytest.Monk
         r.told()
         write(tmpfs / "kept" / "a" / "f")
         assert str(tmpfs / "kept" / "a" / "f") in {c.path for c in r.told()}
+
+
+def test_directories_that_change_places(place: Path) -> None:
+    one, two = place / "one", place / "p" / "two"
+    for directory in (one / "1", two / "2", place / "empty"):
+        directory.mkdir(parents=True)
+    if place.name == "fuse":  # bindfs does not do it
+        with pytest.raises(OSError, match="renameat2"):
+            exchange(one, two)
+        return
+    with watching(place) as r:
+        exchange(one, two)
+        for path in (one / "2" / "f", two / "1" / "f", one / "g", two / "g"):
+            write(path)
+        told = r.told()
+        assert {c.path for c in told if "created" in c.kinds} == {
+            *(str(one / name) for name in ("2/f", "g")),
+            *(str(two / name) for name in ("1/f", "g")),
+        }
+        assert [(c.old_path, c.path) for c in told if "renamed" in c.kinds] == [
+            (str(one), str(two)),
+            (str(two), str(one)),
+        ]
+        # There and back again over one that is empty is no exchange.
+        (one / "2").rename(place / "empty")
+        (place / "empty").rename(one / "2")
+        write(one / "2" / "h")
+        told = r.told()
+        assert [c.path for c in told if "created" in c.kinds] == [str(one / "2" / "h")]
+        assert replay(told, {str(one / "2"), str(place / "empty")}) == {
+            str(one / "2"),
+            str(one / "2" / "h"),
+        }
 
 
 def test_identity_is_that_of_the_changes(place: Path) -> None:

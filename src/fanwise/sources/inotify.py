@@ -80,6 +80,7 @@ class _New:
 
 
 _Dir = bytes | _New
+_Place = tuple[_Dir, bytes]
 _Row = tuple[int, list[tuple[int, _Dir, bytes | None]]]  # mask, [(info type, key, name)]
 
 
@@ -161,6 +162,8 @@ class Reader:
         self.places: dict[_Dir, tuple[_Dir, bytes]] = {}
         self._names: dict[tuple[_Dir, bytes], _Dir] = {}
         self.tops: dict[bytes, bytes] = {}
+        # Directories that lost their name to a rename: whose it is now, and the name that had.
+        self._under: dict[_Dir, tuple[_Place, _Place]] = {}
         self._counts = {"records": 0, "bytes": 0, "reads": 0, "lost": 0, "backlog_bytes": 0}
         self._serial = itertools.count(1)
 
@@ -294,9 +297,12 @@ class Reader:
         watches = self._source.watches
         for at, (watch, mask, cookie, name) in enumerate(events):
             if mask & IN_Q_OVERFLOW:
+                self._under.clear()
                 rows.append((FAN_Q_OVERFLOW, []))
                 continue
             key = watches.get(watch)
+            if key is not None and not name and mask & (IN_ATTRIB | IN_DELETE_SELF | IN_IGNORED):
+                self._under.pop(key, None)  # it was put out of its name for good
             if mask & IN_IGNORED:
                 if key is not None:
                     del watches[watch]
@@ -334,13 +340,28 @@ class Reader:
             infos.append((_NEW, other, name2))
         if not is_dir:
             return FAN_RENAME, infos
-        who = self._names.get((key, name)) or self._nobody()
+        who = self._exchanged((key, name), (other, name2)) if other is not None else None
+        if who is None:
+            who = self._names.get((key, name)) or self._nobody()
         infos.append((_FID, who, None))
         if other is None:
             self._leave(who)
         else:
+            out = self._names.get((other, name2))
+            if out is not None and out != who and out in self._source.by_key:
+                self._under[out] = (other, name2), (key, name)
             self.put(who, other, name2)
         return FAN_RENAME | FAN_ONDIR, infos
+
+    def _exchanged(self, old: _Place, new: _Place) -> _Dir | None:
+        # An exchange of names is two renames. The second is not of the directory that the first put
+        # there, but of the one that had the name, and has heard nothing: of a rename over it, it
+        # hears that its link count changed (fs/namei.c, vfs_rename; fsnotify_move).
+        for key, places in self._under.items():
+            if places == (old, new):
+                del self._under[key]
+                return key
+        return None
 
     def _came(self, bit: int, key: bytes, name: bytes, is_dir: bool, fresh: list[_New]) -> _Row:
         if not is_dir:
