@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fanwise
-from tests.kernel.watching import scanned, short, watching, write
+from tests.kernel.watching import on_disk, replay, scanned, short, watching, write
 
 libc = ctypes.CDLL(None, use_errno=True)
 RENAME_EXCHANGE = 2
@@ -122,6 +122,27 @@ def test_replaced_directory(fs: Path, pure: bool) -> None:
         assert short(told, fs)[0] == ("renamed", "b", "a")
         assert told[0].replaced == gone
         assert {c.path for c in told[1:]} == {str(fs / "b/f")}
+
+
+def test_exchanges_can_be_replayed(fs: Path, pure: bool) -> None:
+    """By the rule in the guarantees, also of trees with the same names in them, in one window."""
+    for path in ("a/x", "b/x", "b/y/z", "c/x"):
+        (fs / path).mkdir(parents=True)
+    write(fs / "f")
+    write(fs / "g")
+    before = on_disk(fs)
+    with watching(fs, pure=pure) as r:
+        scanned(r)
+        for one, two in (("f", "g"), ("a", "b"), ("f", "c"), ("a/y", "b/x"), ("b", "f")):
+            exchange(fs / one, fs / two)
+        write(fs / "f" / "new")
+        told = r.told()
+    assert replay(told, before) == on_disk(fs)
+    renamed = [c for c in told if "renamed" in c.kinds]
+    assert len(renamed) == 10
+    for one, two in zip(renamed[::2], renamed[1::2], strict=True):
+        assert (one.path, one.old_path) == (two.old_path, two.path)
+        assert one.identity != two.identity
 
 
 def test_exchange_replaces_nothing(fs: Path, pure: bool) -> None:

@@ -19,6 +19,7 @@ import fanwise
 from fanwise.sources import inotify
 from tests.kernel.conftest import mounted, run, unmount
 from tests.kernel.notifying import exchange
+from tests.kernel.test_watch_mounts import until
 from tests.kernel.test_watch_storms import PATHS, Step, one_storm
 from tests.kernel.watching import on_disk, replay, scanned, short, watching, write
 
@@ -171,7 +172,9 @@ def test_a_server_below_a_root_is_not_depended_on(tmpfs: Path, when: str) -> Non
     server = serve() if when == "before" else None
     try:
         with watching(tmpfs) as r:
-            server = server or serve()
+            if server is None:
+                server = serve()
+                until(r.watch, point, "mounted")
             r.told()
             (refused,) = r.watch.unwatched
             assert refused.path == str(point)

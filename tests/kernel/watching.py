@@ -64,12 +64,26 @@ def short(changes: list[Change], root: Path) -> list[tuple[str, str, str | None]
 
 def replay(changes: list[Change], paths: set[str]) -> set[str]:
     """The paths that a consumer ends up with, that began with ``paths``."""
+    last: Change | None = None  # a rename
+    out: set[str] = set()  # what it displaced
+    came: set[str] = set()
     for c in changes:
+        if last is not None and c.path == last.path and {"created", "deleted"} & set(c.kinds):
+            last = None
         if "renamed" in c.kinds:
             assert c.old_path is not None
+            back = last is not None and (c.path, c.old_path) == (last.old_path, last.path)
+            if last is not None and back and c.identity != last.identity:
+                # An exchange: what the first one displaced is still there.
+                paths = (paths - out) | came
+                paths |= {c.path + p[len(c.old_path) :] for p in out} | {c.path}
+                last = None
+                continue
             below = {p for p in paths if p == c.old_path or p.startswith(c.old_path + "/")}
-            paths = {p for p in paths - below if p != c.path}
-            paths |= {c.path + p[len(c.old_path) :] for p in below} | {c.path}
+            paths -= below
+            last, out = c, {p for p in paths if p == c.path or p.startswith(c.path + "/")}
+            came = {c.path + p[len(c.old_path) :] for p in below} | {c.path}
+            paths = (paths - {c.path}) | came
         elif "created" in c.kinds and "deleted" in c.kinds:
             (paths.add if c.exists else paths.discard)(c.path)
         elif "created" in c.kinds:
