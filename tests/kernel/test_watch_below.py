@@ -768,6 +768,8 @@ def test_what_is_asked_ends_with_the_watch(tmpfs: Path) -> None:
         with fanwise.watch(tmpfs) as watch:
             (question,) = watch._below._asked.values()
             pid = question._process.pid
+            # One that Ctrl-C ends would say that there is an answer.
+            assert os.getpgid(pid) == pid
         fds = set(os.listdir("/proc/self/fd"))
         assert len(fds - before) == 1  # the server's
         with pytest.raises(ProcessLookupError):

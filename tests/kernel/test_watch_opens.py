@@ -1,6 +1,7 @@
 """Opens, reads and executions: all of them are told, but those of fanwise's own look-ups."""
 
 import os
+import re
 import select
 import shutil
 import signal
@@ -370,6 +371,21 @@ def test_helpers_end_with_the_host(tmpfs: Path, more: str) -> None:
             os.close(helper)
             assert process.stdin is not None
             process.stdin.close()  # which ends the forked one
+
+
+def test_helpers_do_not_block_what_the_host_blocks(tmpfs: Path) -> None:
+    blocked = {signal.SIGUSR1, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        with watching(tmpfs, kinds=["created", "opened", "deleted"]) as r:
+            scanned(r)
+            r.told()
+            for pid in r.watch._helpers.pids:  # type: ignore[union-attr]
+                status = Path(f"/proc/{pid}/status").read_text()
+                (mask,) = re.findall(r"^SigBlk:\s*([0-9a-f]+)$", status, re.MULTILINE)
+                assert int(mask, 16) == 0
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_a_forked_child_leaves_the_helpers_alone(tmpfs: Path, pure: bool) -> None:

@@ -105,6 +105,8 @@ def main(host: int, pure: bool) -> None:
     # to deliver then, and needs the answers.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
+    # What the host blocks, as the command does, comes along: the one below must not be among it.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def orphaned(number: int, frame: FrameType | None) -> None:
         # It is sent when the thread that started this process ends, too.

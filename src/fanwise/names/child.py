@@ -329,6 +329,7 @@ class ChildLookup(Lookup):
 def spawn(command: Sequence[str], helpers: Helpers | None) -> "subprocess.Popen[bytes]":
     """Start a process that has nothing of ours open. Raises OSError.
 
+    It is a process group of its own: what a terminal sends to the host's ends that, and not this.
     Where there are helpers, what it does is dropped as well; hand it to `Helpers.leave`.
     """
     with _lock:
@@ -338,6 +339,7 @@ def spawn(command: Sequence[str], helpers: Helpers | None) -> "subprocess.Popen[
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
+            process_group=0,
         )
         if helpers is not None:
             helpers.pids.add(process.pid)
