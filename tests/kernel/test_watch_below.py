@@ -158,6 +158,30 @@ def test_mounted_and_unmounted(tmpfs: Path, pure: bool, heard: str) -> None:
         assert set(paths(r.told())) == {str(tmpfs / "after")}
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_another_one_at_the_same_place(tmpfs: Path, pure: bool, heard: str, nested: bool) -> None:
+    """What went is told before what came."""
+    run("mount", "--make-private", str(tmpfs))
+    point = tmpfs / "mnt"
+    points = [point, point / "deep"] if nested else [point]
+    with watching(tmpfs, pure=pure) as r, contextlib.ExitStack() as stack:
+        scanned(r)
+        for each in points:
+            stack.enter_context(_on(each))
+            until(r.watch, each, "mounted")
+        for i in range(300):
+            write(point / f"f{i}")
+        for each in reversed(points):
+            unmount(each)
+        run("mount", "-t", "tmpfs", "other", str(point))
+        told = until(r.watch, point, "mounted")
+        kinds = [(c.kinds[0], c.path) for c in told if {"mounted", "unmounted"} & set(c.kinds)]
+        assert sorted(kinds[:-1]) == [("unmounted", str(each)) for each in points]
+        assert kinds[-1] == ("mounted", str(point))
+        write(point / "new")
+        assert str(point / "new") in paths(until(r.watch, point / "new", "written"))
+
+
 def test_what_was_there_before_it_is_listed_by_whoever_is_told(
     tmpfs: Path, pure: bool, heard: str
 ) -> None:

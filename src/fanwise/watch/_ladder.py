@@ -166,6 +166,8 @@ GUARANTEES: dict[str, dict[str, str]] = {
         "limits": "fs.inotify.max_user_watches: LimitReached at the start, lost with source limit"
         " later; fs.inotify.max_user_instances",
         "moved out": "the directory is told as deleted; its watches are taken off",
+        "exchanged": "directories that change places before one of them is marked cannot be told"
+        " from a rename there and back: corrected, and what is in the new one is not told",
         "replaced": "not told",
         "unlinked": "not told",
         "roots that move": "not followed: a removed root ends, a moved one goes on with its"

@@ -205,6 +205,12 @@ class Below:
             if key not in self._inner
             if key not in self._refused or key in self._limited or self._has_answered(key)
         ]
+        # Where something was unmounted that is told first.
+        leaving = [group.mount.mount_point for group in self.followed if group.leaving]
+        if leaving:
+            ready = [each for each in todo if not _covers(each[1].mount_point, leaving)]
+            self.again = self.again or len(ready) < len(todo)
+            todo = ready
         held = self._ask(todo)
         full: UnwatchedMount | None = None  # what was refused because a limit is reached
         for key, mount in todo:
@@ -362,6 +368,10 @@ def _is_limit(error: FanwiseError | OSError) -> bool:
         return True
     cause = error if isinstance(error, OSError) else error.__cause__
     return isinstance(cause, OSError) and cause.errno in _LIMITS
+
+
+def _covers(point: bytes, others: Iterable[bytes]) -> bool:
+    return any(other == point or other.startswith(point.rstrip(b"/") + b"/") for other in others)
 
 
 def _row(kind: str, path: str) -> Change:
