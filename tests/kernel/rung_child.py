@@ -43,7 +43,13 @@ def storm(root: Path) -> dict[str, object]:
             refused = "nothing"
     except fanwise.FanwiseError as error:
         refused = type(error).__name__
+    try:
+        with fanwise.watch(root, who=True):
+            who = "nothing"
+    except fanwise.PermissionNeeded as error:
+        who = str(error.remedy)
     return {
+        "who": who,
         "rung": rung,
         "unwatched": unwatched,
         "told": sorted(paths),

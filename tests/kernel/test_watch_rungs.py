@@ -414,6 +414,7 @@ def test_a_user_without_privileges(open_to_all: Path) -> None:
     assert (kind, source) == ("lost", "denied")
     assert os.path.basename(path) in ("hidden", "later")
     assert told["ignoring another's pid"] == "PermissionNeeded"
+    assert told["who"] == "leave out who, or run as root"
 
 
 def test_subvolumes_and_several_roots_for_a_user_without_privileges(tmp_path: Path) -> None:
@@ -504,3 +505,16 @@ def test_inotify_where_a_filter_refuses_fanotify(tmpfs: Path, code: int) -> None
     told = child(f"filtered:{code}", tmpfs, None)
     assert told["rung"] == "inotify"
     assert told["told"] == told["disk"]
+
+
+def test_what_needs_a_pid_is_refused_where_there_is_none(
+    tmpfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FANWISE_RUNG", "inotify")
+    for asked in ({"who": True}, {"ignore_pids": [os.getpid()]}):
+        with pytest.raises(fanwise.PermissionNeeded, match="which process"):
+            fanwise.watch(tmpfs, **asked).open()  # type: ignore[arg-type]
+    monkeypatch.setenv("FANWISE_RUNG", "inode-marks")
+    with watching(tmpfs, who=True) as r:  # with CAP_SYS_ADMIN they have pids
+        write(tmpfs / "f")
+        assert {c.process.name for c in r.told() if c.process} != set()

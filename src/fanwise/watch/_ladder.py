@@ -127,7 +127,8 @@ GUARANTEES: dict[str, dict[str, str]] = {
         **_MARKED,
         "needs": "to read the directories; a filesystem with file handles, also ones that only"
         " identify",
-        "pids": "of every process with CAP_SYS_ADMIN, else of this one; 0 for others",
+        "pids": "with CAP_SYS_ADMIN of every process; else of this one, 0 for others, and who and"
+        " ignore_pids are refused",
         "identity": "of files and directories; on FUSE as long as the kernel keeps the inode",
         "loss": "with CAP_SYS_ADMIN as filesystem-mark; without, the kernel's queue ends at"
         " fs.fanotify.max_queued_events, which is told without a count",
@@ -146,7 +147,8 @@ GUARANTEES: dict[str, dict[str, str]] = {
     "proc-like": {
         "needs": "to read the directories",
         "names": "none: created, renamed and deleted are refused",
-        "pids": "of every process with CAP_SYS_ADMIN, else of this one; 0 for others",
+        "pids": "with CAP_SYS_ADMIN of every process; else of this one, 0 for others, and who and"
+        " ignore_pids are refused",
         "identity": "of files and directories, as long as the kernel keeps the inode",
         "loss": "as inode-marks",
         "limits": "as inode-marks",
@@ -159,7 +161,7 @@ GUARANTEES: dict[str, dict[str, str]] = {
     "inotify": {
         **_MARKED,
         "needs": "to read the directories, and file handles that identify them",
-        "pids": "none: 0; ignore_pids is refused",
+        "pids": "none: 0; who and ignore_pids are refused",
         "identity": "of directories",
         "loss": "the kernel's queue ends at fs.inotify.max_queued_events, also while the consumer"
         " does not read; told without a count",
@@ -282,12 +284,20 @@ _TRIALS: tuple[tuple[Rung, Callable[[str, Mount], None]], ...] = (
 )
 
 
-def check_kinds(
-    path: str, mount: Mount, rung: Rung, kinds: tuple[str, ...], pids: tuple[int, ...]
+def check_asked(
+    path: str, mount: Mount, rung: Rung, kinds: tuple[str, ...], pids: tuple[int, ...], who: bool
 ) -> None:
     """Refuse what a rung cannot tell. Raises FilesystemRefuses, PermissionNeeded."""
     others = [pid for pid in pids if pid != os.getpid()]
-    if (rung.name == INOTIFY.name and pids) or (rung.marks and others and not _unlimited()):
+    blind = rung.name == INOTIFY.name
+    if who and (blind or (rung.marks and not _unlimited())):
+        raise PermissionNeeded(
+            path,
+            "the kernel does not say here which process did it"
+            + ("" if blind else ", but for this one"),
+            "leave out who, or run as root",
+        )
+    if (blind and pids) or (rung.marks and others and not _unlimited()):
         raise PermissionNeeded(
             path,
             f"the kernel does not say here which process did it, so that {pids[0]} cannot be"

@@ -37,7 +37,7 @@ from fanwise.sources.mounts import MountChange, MountSource
 from ._answers import Question
 from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, MOUNT_KINDS, Change, mask_of, own_work_shows
 from ._group import Group
-from ._ladder import check_kinds, choose, why_not
+from ._ladder import check_asked, choose, why_not
 from ._mounts import Below, UnwatchedMount
 from ._who import Who, Windows
 
@@ -255,7 +255,7 @@ class Watch:
                     other = choose(path, mount, choice.rung.name)
                     if other.rung is None:
                         raise why_not(path, other)
-            check_kinds(paths[0], mount, choice.rung, kinds, pids)
+            check_asked(paths[0], mount, choice.rung, kinds, pids, named)
             if index and choice.rung.marks:
                 raise FilesystemRefuses(
                     paths[0],
