@@ -12,7 +12,13 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fanwise._errors import FanwiseError, FilesystemRefuses, LimitReached, NotWatchable
+from fanwise._errors import (
+    FanwiseError,
+    FilesystemRefuses,
+    LimitReached,
+    NotWatchable,
+    PermissionNeeded,
+)
 from fanwise.kernel.fanotify import FAN_ACCESS, FAN_OPEN
 from fanwise.kernel.handles import identify
 from fanwise.kernel.mounts import Mount, mounts
@@ -165,7 +171,8 @@ class Group:
             elif code == errno.EACCES:
                 remedy = "run as root, or change its mode"
             if any(root.key == key for root in resolver.dirs.roots):
-                raise FilesystemRefuses(path, reason, remedy)
+                kind = PermissionNeeded if code == errno.EACCES else FilesystemRefuses
+                raise kind(path, reason, remedy)
             self.unwatched.append((path, reason, remedy))
 
     def fileno(self) -> int:

@@ -320,6 +320,20 @@ def check_asked(
         )
 
 
+def check_readable(path: str) -> None:
+    """Refuse a root that cannot be marked by itself, without the cost of a trial.
+
+    Raises PermissionNeeded.
+    """
+    where = path if os.path.isdir(path) else os.path.dirname(path)
+    if not os.access(where, os.R_OK, effective_ids=True):
+        raise PermissionNeeded(
+            path,
+            "a mark needs permission to read the directory",
+            "change its mode, or run with CAP_DAC_READ_SEARCH",
+        )
+
+
 def why_not(path: str, choice: Choice) -> NotWatchable:
     """Make the error for a path that no rung serves: that of the last one tried."""
     for error in reversed(choice.refused.values()):

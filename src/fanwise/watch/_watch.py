@@ -37,7 +37,7 @@ from fanwise.sources.mounts import MountChange, MountSource
 from ._answers import Question
 from ._change import DEFAULT_KINDS, KIND_TABLE, KINDS, MOUNT_KINDS, Change, mask_of, own_work_shows
 from ._group import Group
-from ._ladder import check_asked, choose, why_not
+from ._ladder import check_asked, check_readable, choose, why_not
 from ._mounts import Below, UnwatchedMount
 from ._who import Who, Windows
 
@@ -250,11 +250,9 @@ class Watch:
             choice = choose(paths[0], mount, forced)
             if choice.rung is None:
                 raise why_not(paths[0], choice)
-            if choice.rung.marks:  # each is opened by itself there
+            if choice.rung.marks:  # each root is opened by itself there
                 for path in paths[1:]:
-                    other = choose(path, mount, choice.rung.name)
-                    if other.rung is None:
-                        raise why_not(path, other)
+                    check_readable(path)
             check_asked(paths[0], mount, choice.rung, kinds, pids, named)
             if index and choice.rung.marks:
                 raise FilesystemRefuses(
