@@ -405,6 +405,32 @@ def test_batches_left_by_a_break(tmpfs: Path, backend: str) -> None:
     anyio.run(main, backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_left_while_another_task_waits(
+    tmpfs: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A loop may come to look at the descriptor when it is closed already.
+    monkeypatch.setattr(fanwise.Watch, "_wake", lambda watch: None)
+    raised: list[fanwise.ClosedError] = []
+
+    async def consume(changes: fanwise.AsyncWatch) -> None:
+        try:
+            async for _ in changes:
+                pass
+        except fanwise.ClosedError as error:
+            raised.append(error)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks, fanwise.awatch(tmpfs) as changes:
+            tasks.start_soon(consume, changes)
+            with anyio.fail_after(20):
+                while not changes._waits:
+                    await anyio.sleep(0)
+
+    anyio.run(main, backend=backend)
+    assert len(raised) == 1
+
+
 def test_a_mount_on_a_filesystem_without_handles(tmp_path: Path, pure: bool) -> None:
     """The way up ends there: tmpfs on sysfs, or a volume on the overlay of a container."""
     top = tmp_path / "sys"

@@ -12,6 +12,8 @@ from types import TracebackType
 import anyio
 from anyio import to_thread
 
+from fanwise._errors import ClosedError
+
 from ._change import Change
 from ._watch import Watch
 
@@ -42,6 +44,8 @@ class AsyncWatch:
         self.watch = inner
         self._batches: deque[list[Change]] = deque()
         self._changes: deque[Change] = deque()
+        self._waits: set[anyio.CancelScope] = set()
+        self._closing = False
 
     async def __aenter__(self) -> "AsyncWatch":
         await to_thread.run_sync(self.watch.open)
@@ -53,7 +57,13 @@ class AsyncWatch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # No loop tells who waits for a descriptor that it is closed.
+        self._closing = True
+        for scope in self._waits:
+            scope.cancel()
         with anyio.CancelScope(shield=True):
+            while self._waits:
+                await anyio.sleep(0)
             await to_thread.run_sync(self.watch.close)
 
     def __aiter__(self) -> AsyncIterator[Change]:
@@ -72,16 +82,26 @@ class AsyncWatch:
         return _Batches(self.read)
 
     async def read(self) -> list[Change]:
-        """Wait for changes and return them; [] at the end, or after the watch's timeout."""
+        """Wait for changes and return them; [] at the end, or after the watch's timeout.
+
+        Raises as `Watch.read` does; ClosedError also when the watch is closed meanwhile.
+        """
         with anyio.move_on_after(self.watch.timeout):
             while True:
+                if self._closing:
+                    raise ClosedError("the watch is closed", "use it in an async with block")
                 if not self._batches:
                     await to_thread.run_sync(self._fetch)
                 if self._batches:
                     return self._batches.popleft()
                 if self.watch.ended:
                     return []
-                await anyio.wait_readable(self.watch.fileno())
+                with anyio.CancelScope() as scope:
+                    self._waits.add(scope)
+                    try:
+                        await anyio.wait_readable(self.watch.fileno())
+                    finally:
+                        self._waits.discard(scope)
         return []
 
     def _fetch(self) -> None:
