@@ -17,7 +17,8 @@ import pytest
 
 import fanwise
 from fanwise.sources import inotify
-from tests.kernel.conftest import mounted, run, unmount
+from fanwise.watch import _group
+from tests.kernel.conftest import loop_device, mounted, run, unmount
 from tests.kernel.notifying import exchange
 from tests.kernel.test_watch_mounts import until
 from tests.kernel.test_watch_storms import PATHS, Step, one_storm
@@ -207,6 +208,36 @@ def test_excluded_directories_have_no_mark(tmpfs: Path, monkeypatch: pytest.Monk
         r.told()
         write(tmpfs / "kept" / "a" / "f")
         assert str(tmpfs / "kept" / "a" / "f") in {c.path for c in r.told()}
+
+
+@pytest.mark.parametrize("rung", ["inode-marks", "inotify"])
+def test_a_count_of_links_that_is_not_true(
+    tmp_path: Path, pure: bool, rung: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two links on a directory with subdirectories: what many a FUSE server tells."""
+    monkeypatch.setenv("FANWISE_RUNG", rung)
+    asked: list[str] = []
+    monkeypatch.setattr(_group, "may_wait", lambda fstype: not asked.append(fstype))
+    image = tmp_path / "image"
+    with open(image, "wb") as file:
+        file.truncate(16 << 20)
+    run("mkfs.ext4", "-q", "-F", str(image))
+    point = tmp_path / "fs"
+    point.mkdir()
+    with loop_device(image) as device:
+        run("mount", device, str(point))
+        (point / "d" / "e" / "f").mkdir(parents=True)
+        unmount(point)
+        run("debugfs", "-w", "-R", "set_inode_field /d links_count 2", device)
+        run("mount", device, str(point))
+        try:
+            assert (point / "d").stat().st_nlink == 2
+            with watching(point, pure=pure) as r:
+                write(point / "d" / "e" / "f" / "new")
+                assert str(point / "d" / "e" / "f" / "new") in {c.path for c in r.told()}
+                assert asked == ["ext4"]
+        finally:
+            unmount(point)
 
 
 def test_directories_that_change_places(place: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from fanwise._errors import NotWatchable
 from fanwise.kernel import fanotify as fan
+from fanwise.kernel.contract import LIST_FILES, LIST_LEAVES
 from fanwise.kernel.handles import identify
 from fanwise.sources import inotify
 from tests.wire.twins import PURE, native_parts
@@ -71,10 +72,10 @@ def test_mark_dirs(groups, tmp_path, cannot_run, seed):
     rng = random.Random(seed)
     items = questions(tree(tmp_path, rng), rng)
     mask = inotify._ALWAYS if groups[2] else MASK
-    for everything in (False, True):
+    for what in (0, LIST_FILES, LIST_LEAVES, LIST_FILES | LIST_LEAVES):
         told = []
         for fd, parts in zip(groups, (native_parts(cannot_run), PURE), strict=False):
-            found, ends = parts.mark_dirs(fd, groups[2], mask, items, everything)
+            found, ends = parts.mark_dirs(fd, groups[2], mask, items, what)
             told.append((sorted(found), ends))
         assert told[0] == told[1]
         codes = [code for code, _ in told[0][1]]

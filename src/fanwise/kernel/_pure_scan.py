@@ -10,7 +10,7 @@ from typing import Any
 
 from fanwise._errors import FanwiseError, NotWatchable
 
-from .contract import LISTED, LISTED_DIR, LISTED_HIDDEN
+from .contract import LIST_FILES, LISTED, LISTED_DIR, LISTED_HIDDEN
 from .handles import identify, name_to_handle, open_by_handle
 from .libc import AT_NO_AUTOMOUNT, last_error, libc
 
@@ -116,13 +116,14 @@ def _ns(seconds: int, ns: int) -> int:
 
 
 def mark_dirs(
-    group: int, inotify: bool, mask: int, items: Sequence[tuple[bytes, bytes]], all: bool
+    group: int, inotify: bool, mask: int, items: Sequence[tuple[bytes, bytes]], what: int
 ) -> tuple[list[tuple[bytes, bytes, bytes, bool]], list[tuple[int, int]]]:
     """Mark directories, each a (key, path), then list them: the mark misses nothing of the list.
 
-    Returns [(key, parent key, name, is directory)] of the subdirectories, or with ``all`` of
-    everything inside, and an (errno, watch descriptor) for each directory: ESTALE when another one
-    stands at the path, -1 where ``group`` is not of inotify.
+    Returns [(key, parent key, name, is directory)] of the subdirectories, or with LIST_FILES in
+    ``what`` of everything inside, and an (errno, watch descriptor) for each directory: ESTALE when
+    another one stands at the path, -1 where ``group`` is not of inotify. A directory with two links
+    is a leaf, and is not listed; with LIST_LEAVES it is.
     """
     found: list[tuple[bytes, bytes, bytes, bool]] = []
     ends: list[tuple[int, int]] = []
@@ -142,8 +143,8 @@ def mark_dirs(
             if here != key:
                 raise OSError(errno.ESTALE, "another directory stands there now")
             watch = _mark(group, inotify, mask, fd)
-            if all or os.fstat(fd).st_nlink != 2:
-                _list(fd, key, mine, all, found)
+            if what or os.fstat(fd).st_nlink != 2:
+                _list(fd, key, mine, bool(what & LIST_FILES), found)
         except (OSError, NotWatchable) as error:
             code = _errno(error)
         finally:

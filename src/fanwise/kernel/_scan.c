@@ -39,7 +39,8 @@ typedef struct {
 #define LEAF 0x8000u
 
 enum { NAMES = 1, ENTRIES = 2 };            /* what the lists hold */
-enum { LISTED_DIR = 1, LISTED_HIDDEN = 2 }; /* contract.py has the same */
+enum { LISTED_DIR = 1, LISTED_HIDDEN = 2 }; /* contract.py has the same, and these */
+enum { LIST_FILES = 1, LIST_LEAVES = 2 };
 
 static int reserve(found *f, size_t need)
 {
@@ -424,7 +425,7 @@ static int mark_one(marking *m, marked *d, uint32_t index, char *path, char *buf
     } else if (fanotify_mark(m->group, FAN_MARK_ADD, m->mask, fd, NULL))
         err = errno;
     struct stat st;
-    int some = m->all;
+    int files = m->all & LIST_FILES, some = m->all != 0;
     if (!err && !some) {
         if (fstat(fd, &st))
             err = errno;
@@ -440,7 +441,7 @@ static int mark_one(marking *m, marked *d, uint32_t index, char *path, char *buf
         for (long o = 0; o < n && !err;) {
             struct dent *e = (struct dent *)(buf + o);
             o += e->len;
-            if (!m->all && e->type != DT_DIR && e->type != DT_UNKNOWN)
+            if (!files && e->type != DT_DIR && e->type != DT_UNKNOWN)
                 continue;
             if (e->name[0] == '.' && (!e->name[1] || (e->name[1] == '.' && !e->name[2])))
                 continue;
@@ -452,7 +453,7 @@ static int mark_one(marking *m, marked *d, uint32_t index, char *path, char *buf
                     continue;
                 dir = S_ISDIR(st.st_mode);
             }
-            if ((dir || m->all) && push(f, index, &u.h, e->name, dir) < 0)
+            if ((dir || files) && push(f, index, &u.h, e->name, dir) < 0)
                 err = ENOMEM;
         }
     }
@@ -466,7 +467,7 @@ static PyObject *mark_dirs(PyObject *self, PyObject *args)
     marking m = {.fid = 1};
     unsigned long long mask;
     PyObject *items, *out = NULL, *ends = NULL;
-    if (!PyArg_ParseTuple(args, "ipKOp:mark_dirs", &m.group, &m.inotify, &mask, &items, &m.all))
+    if (!PyArg_ParseTuple(args, "ipKOi:mark_dirs", &m.group, &m.inotify, &mask, &items, &m.all))
         return NULL;
     m.mask = mask;
     Py_ssize_t n = PySequence_Size(items);

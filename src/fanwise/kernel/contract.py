@@ -100,5 +100,8 @@ LISTED = "=QQqqIHH"
 LISTED_DIR = 1
 LISTED_HIDDEN = 2  # a mount lies over it, or it cannot be looked at: the name and the type count
 
+# What mark_dirs brings: files too; and what is in directories that have two links.
+LIST_FILES, LIST_LEAVES = 1, 2
+
 KEY_MAX = 132
 NAME_MAX = 65535

@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fanwise.kernel.contract import LIST_FILES, LIST_LEAVES
+
 from .bypath import PathLookup
 from .lookup import ABSENT
 from .scan import Found
@@ -123,13 +125,19 @@ def _above(path: str, top: str) -> list[str]:
     return found
 
 
-def marks_of(mark_dirs: Callable[..., Any], source: Any) -> Mark:
-    """Make the step that marks, of the native function or its twin and a source."""
+def marks_of(mark_dirs: Callable[..., Any], source: Any, leaves: bool = False) -> Mark:
+    """Make the step that marks, of the native function or its twin and a source.
+
+    ``leaves``: what the filesystem says of links is not believed, directories without
+    subdirectories by their number of links are listed all the same.
+    """
+    more = LIST_LEAVES if leaves else 0
 
     def mark(
         items: Sequence[tuple[bytes, bytes]], everything: bool
     ) -> tuple[list[tuple[bytes, bytes, bytes, bool]], list[int]]:
-        found, ends = mark_dirs(source.fd, source.inotify, source.mark_mask, items, everything)
+        what = (LIST_FILES if everything else 0) | more
+        found, ends = mark_dirs(source.fd, source.inotify, source.mark_mask, items, what)
         source.marked(items, found, ends)
         return found, [code for code, _ in ends]
 

@@ -32,6 +32,7 @@ from fanwise.names.resolver import Resolver
 from fanwise.names.scan import Scanner, scan_mount
 from fanwise.names.teller import Settings
 
+from ._answers import may_wait
 from ._change import own_dropped
 from ._ladder import FILESYSTEM_MARK, Rung
 from ._who import Windows
@@ -130,9 +131,12 @@ class Group:
 
     def _scanner(self, lookup: Lookup) -> Scanner | Marker:
         if isinstance(lookup, PathLookup):
-            return Marker(
-                marks_of(self._parts.mark_dirs, self.source), lookup, self.source.mark_above
-            )
+            # Many a program that serves a filesystem gives every directory two links; so do cifs
+            # where the server does not tell, and proc for what security modules add.
+            fstype = self.mount.fstype
+            leaves = may_wait(fstype) or fstype == "proc"
+            mark = marks_of(self._parts.mark_dirs, self.source, leaves)
+            return Marker(mark, lookup, self.source.mark_above)
         scan_dirs, helpers = self._parts.scan_dirs, self._helpers
         return Scanner(
             lambda keys, names: (
