@@ -1,12 +1,16 @@
 """What the tests of loss and repair share: storms, losses that are real, and a consumer."""
 
+import array
 import contextlib
 import ctypes
+import fcntl
 import itertools
 import os
 import random
 import sys
+import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -173,3 +177,20 @@ def flood(directory: Path, count: int = 700) -> None:
         path = directory / f"flood{i}"
         path.touch()
         path.unlink()
+
+
+def is_full(watch: fanwise.Watch) -> bool:
+    """Whether the kernel's queue has no room, and something was lost for it."""
+    size = array.array("i", [0])
+    fcntl.ioctl(watch._groups[0].source.fd, termios.FIONREAD, size)
+    limit = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
+    return size[0] // 24 > limit  # as FIONREAD counts; the overflow has a place of its own
+
+
+def until_full(watch: fanwise.Watch, fill: Callable[[], None]) -> None:
+    """Fill it; on a machine that has much to do the drain may come in between."""
+    for _ in range(30):
+        fill()
+        if is_full(watch):
+            return
+    raise AssertionError("the kernel's queue is never full")

@@ -11,7 +11,7 @@ import pytest
 import fanwise
 from fanwise.sources import fanotify as source
 from tests.kernel.conftest import mounted, run
-from tests.kernel.losing import Consumer, Storm, exchange, flood
+from tests.kernel.losing import Consumer, Storm, exchange, flood, until_full
 from tests.kernel.watching import on_disk, short, watching, write
 
 TINY = 64 << 10
@@ -58,7 +58,7 @@ def test_paths_told_are_those_on_disk(
             elif how == "stopped":
                 watch.pause()
             else:
-                flood(away, 9_000)
+                until_full(watch, lambda: flood(away, 9_000))  # noqa: B023
             storm.steps(30)
             if how == "stopped":
                 watch.resume()
