@@ -307,6 +307,32 @@ def test_data_that_cannot_be_written(kind, tmp_path):
             assert [p.pid for p in incident.heard] == [os.getpid()]
 
 
+def test_what_was_not_written_is_not_hidden_by_what_comes_at_once(tmp_path):
+    def prepare(at):
+        many(at)
+        (at / "f41").write_bytes(os.urandom(1 << 20))
+
+    with (
+        volume("ext4", tmp_path, faulty=True, prepare=prepare) as it,
+        station(tmp_path, it) as at,
+    ):
+        lost = (it.point / "f40").stat().st_ino
+        it.faults.fail("write", EIO)
+        assert code_of(lambda: fsync(it.point / "f40", b"x" * 9000)) == "EIO"
+        it.faults.clear()
+        it.faults.fail("read", EIO, *it.extent(it.point / "f41"))
+        assert code_of(lambda: read(it.point / "f41")) == "EIO"
+        it.trigger()
+        at.listen()
+        written = at.worst(scope="inode")
+        assert (written.object.ino, written.operation) == (lost, "data write-back")
+        assert (written.total, written.count_source) == (
+            at.counts()["trace.writeback"], "trace.writeback",
+        )  # fmt: skip
+        assert at.worst(scope="device").operation.endswith("read")
+        assert at.worst(errno="EUCLEAN").total == int(it.sysfs("errors_count"))
+
+
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
 def test_data_that_cannot_be_read_is_an_error_of_the_device(kind, tmp_path):
     with volume(kind, tmp_path, faulty=True, prepare=one_file) as it:

@@ -56,7 +56,8 @@ Key = tuple[str, int | None, int | None, int | None, str | None, int]
 class Case(msgspec.Struct, kw_only=True):
     """What is known of one incident. ``born`` and ``touched`` are the correlator's clock's.
 
-    ``evidence`` counts records by channel and what they saw. ``held`` are errors that a counter
+    ``evidence`` counts records by channel and what they saw, ``data`` by channel those about a
+    file's data, which no filesystem's error counter counts. ``held`` are errors that a counter
     or an anonymous record knows of and no record of an object explains, since ``held_at``;
     ``cut`` are those that merged records counted here and that belong elsewhere. ``beyond``: the
     filesystem's counter does not count what this is about.
@@ -79,6 +80,7 @@ class Case(msgspec.Struct, kw_only=True):
     path: str | None = None
     path_source: str | None = None
     evidence: dict[str, int] = {}
+    data: dict[str, int] = {}
     held: int = 0
     held_at: float = 0.0
     cut: int = 0
@@ -127,10 +129,20 @@ class Case(msgspec.Struct, kw_only=True):
         return next(iter(self.evidence), "counters")
 
     @property
+    def written(self) -> int:
+        """Failures to write a file's data back."""
+        return max(self.data.values(), default=0)
+
+    @property
+    def errors(self) -> int:
+        """What it has of the filesystem's error counter."""
+        return max(self.own + self.held - self.cut, 1) if self.counted else 0
+
+    @property
     def total(self) -> int:
         """Errors since it began; never less than one."""
         if self.counted:
-            return max(self.own + self.held - self.cut, 1)
+            return self.errors + self.written
         return max(self.evidence.get(self.source, 0), 1)
 
     @property
@@ -148,6 +160,8 @@ class Case(msgspec.Struct, kw_only=True):
         if seen.operation and (self.operation is None or (device_only and seen.what != "io")):
             self.operation = seen.operation
         self.evidence[seen.via] = self.evidence.get(seen.via, 0) + seen.count
+        if seen.what == "writeback" and seen.ino is not None:
+            self.data[seen.channel] = self.data.get(seen.channel, 0) + seen.count
         if seen.channel not in self.channels:
             self.channels.append(seen.channel)
         self.refine(seen)
@@ -273,12 +287,13 @@ class Ledger(msgspec.Struct, kw_only=True):
     @property
     def counted(self) -> int:
         """The errors that its cases have of the counter."""
-        return self.closed + sum(case.total for case in self.cases if case.counted)
+        return self.closed + sum(case.errors for case in self.cases)
 
     def at_least(self, case: Case) -> bool:
         """Whether there may have been more than `case` says."""
         if case.counted:
-            return self.counter is None
+            unheard = case.written > 0 and (self.lost > 0 or self.uncounted)
+            return self.counter is None or unheard
         if "counters.stats" in case.evidence:
             return False
         # The rest is records: exact unless some were lost, except on xfs, where not every error

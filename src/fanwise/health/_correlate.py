@@ -52,6 +52,8 @@ MOST_OPEN = 100  # incidents of one filesystem
 
 # What joins whatever its device's filesystem said, because it names no object of the filesystem.
 _ANONYMOUS = ("io", "told", "warning", *CONSEQUENCES)
+_FOUND = ("error", "sick")  # what a filesystem finds in its own structures
+_FOUND_BY_ANY = tuple(f".{what}" for what in _FOUND)
 _STATS = {
     "write": errno.EIO,
     "read": errno.EIO,
@@ -449,14 +451,14 @@ class Correlator:
         # file's data. ext4's own errors have a record in the trace and the log.
         for case in sorted(ledger.cases, key=lambda c: (c.errno != errno.ESHUTDOWN, -c.born)):
             reported = not any(via in case.evidence for via in ("trace.error", "kmsg.error"))
-            if case.counted and reported and case.total <= ledger.counted - right:
+            if case.counted and reported and case.errors <= ledger.counted - right:
                 case.beyond = True
                 self._touch(ledger, case)
 
     # Merged reports count errors here that belong elsewhere.
     def _share(self, ledger: Ledger) -> None:
         for case in sorted(ledger.cases, key=lambda c: -c.own):
-            spare = min(case.total - 1, ledger.counted - (ledger.counter or 0))
+            spare = min(case.errors - 1, ledger.counted - (ledger.counter or 0))
             if case.counted and case.own and spare > 0:
                 case.cut += spare
                 self._touch(ledger, case)
@@ -483,6 +485,8 @@ class Correlator:
         ledger.cases.remove(case)
         for via, count in case.evidence.items():
             into.evidence[via] = into.evidence.get(via, 0) + count
+        for channel, count in case.data.items():
+            into.data[channel] = into.data.get(channel, 0) + count
         into.channels += [c for c in case.channels if c not in into.channels]
         if into.function is None:
             into.function, into.line = case.function, case.line
@@ -491,8 +495,7 @@ class Correlator:
 
     def _resolve(self, ledger: Ledger, cases: list[Case], why: str) -> None:
         for case in list(cases):
-            if case.counted:
-                ledger.closed += case.total
+            ledger.closed += case.errors
             case.resolved = why
             CASE.advance(case, "resolve")
             ledger.cases.remove(case)
@@ -569,6 +572,13 @@ def _agree(case: Case, seen: Observation, young: bool) -> bool:
     for mine, its in ((case.ino, seen.ino), (case.group, seen.group), (case.part, seen.part)):
         if mine is not None and its is not None and mine != its:
             return False
+    if case.written and seen.what == "io" and (seen.operation or "").endswith("read"):
+        return False
+    if case.ino != seen.ino and (
+        (case.written and (seen.what in _FOUND or seen.via == "trace.buffer"))
+        or (seen.what == "writeback" and seen.ino is not None and _is_of_metadata(case))
+    ):
+        return False  # a file's data is one thing, what is wrong with the filesystem another
     if seen.what in _ANONYMOUS or seen.via == "trace.error":
         return True
     if seen.via in IDENTIFYING and case.named and case.ino != seen.ino:
@@ -584,6 +594,12 @@ def _agree(case: Case, seen: Observation, young: bool) -> bool:
         or (seen.errno and not case.errno)
     )
     return young or not more
+
+
+def _is_of_metadata(case: Case) -> bool:
+    return "trace.buffer" in case.evidence or any(
+        via.endswith(_FOUND_BY_ANY) for via in case.evidence
+    )
 
 
 def _same_block(case: Case, seen: Observation) -> bool:

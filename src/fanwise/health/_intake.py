@@ -7,6 +7,7 @@ device's, it was metadata that did not reach that device.
 """
 
 import errno
+import re
 from collections.abc import Callable
 
 from fanwise.health._incident import Scope, State, TrippedBy
@@ -159,6 +160,7 @@ def from_kmsg(
         function=record.function,
         line=record.line,
         symbol=record.symbol,
+        operation=_asked(record.text) if record.what == "io" else None,
         state=state,  # type: ignore[arg-type]
         text=record.text,
     )
@@ -218,6 +220,12 @@ def _written_back(record: TracedError, fstype: str | None) -> Observation:
         errno=record.errno,
         operation=None if record.seen else "data write-back",
     )
+
+
+# print_req_error: "I/O error, dev sda, sector 8 op 0x1:(WRITE) flags 0x800 ..."
+def _asked(text: str) -> str | None:
+    found = re.search(r" op 0x[0-9a-f]+:\(([A-Z_]+)\)", text)
+    return None if found is None else f"block {found[1].lower()}"
 
 
 # blk_fill_rwbs: R read, W write, D discard, F flush; behind that S sync, M metadata.
