@@ -244,6 +244,38 @@ def test_a_restart_in_the_middle_and_a_kill_in_the_middle(tmp_path, follow, look
         assert (status, sum(i["total"] for i in incidents)) == (1, 20)
 
 
+def test_errors_that_the_kernel_merged_count_once_everywhere(tmp_path, follow, look, environ):
+    prom = tmp_path / "fanwise.prom"
+    with broken(tmp_path, "f", "g", "h") as it:
+        running = follow(it.point, environ=environ | {"FANWISE_HEALTH_TEXTFILE": str(prom)})
+        second = follow(it.point)
+        os.kill(running.pid, signal.SIGSTOP)
+        try:
+            for name in "ffgh":
+                met(it, name)
+        finally:
+            os.kill(running.pid, signal.SIGCONT)
+        settled(running, 4)
+        settled(second, 4)
+        eventually(lambda: metric(prom, "fanwise_fs_errors_total") == 4)
+        second.send(signal.SIGTERM)
+        second.rest()
+        it.unmount()
+        subprocess.run(["e2fsck", "-fy", it.device], capture_output=True)
+        it.mount()
+        running.until(lambda r: r["type"] == "incident" and r["status"] == "resolved")
+        running.stop()
+        status, _, incidents, _ = look("--since", "1h", it.point)
+        assert (status, {i["status"] for i in incidents}) == (0, {"resolved"})
+        assert sorted(i["total"] for i in incidents) == [1, 1, 2]
+
+
+def metric(file, name):
+    """The sum of a series over all its labels."""
+    lines = file.read_text().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
+
+
 def test_killed_at_any_time_the_sum_is_the_superblocks(tmp_path, follow, look):
     with broken(tmp_path, "f", "g") as it:
         for n in range(4):

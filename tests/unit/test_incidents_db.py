@@ -112,6 +112,15 @@ def test_what_was_unknown_is_filled_in(db):
     assert again.change == "same"
 
 
+def test_of_two_totals_that_of_the_higher_revision_is_right(db):
+    first = db.put(record(total=9, revision=4))
+    known = {"id": first.id, "last_seen": 1000.0}
+    assert db.put(record(total=2, revision=5, **known)).record["total"] == 2
+    assert db.put(record(total=9, revision=4, **known)).change == "same"
+    assert sum(one.total for one in db.totals()) == 2
+    assert db.put(record(total=3, **known)).record["total"] == 3, "from a version without"
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -96,6 +96,7 @@ class Case(msgspec.Struct, kw_only=True):
     channels: list[Channel] = []
     text: str | None = None
     told: int = 0
+    revision: int = 0
     resolved: str | None = None
     merged_into: str | None = None
     state: str = ""
@@ -206,6 +207,7 @@ class Case(msgspec.Struct, kw_only=True):
         anywhere = self.collective
         return Incident(
             id=self.id,
+            revision=self.revision,
             fs=ledger.fs,
             scope=self.scope,
             object=Object(

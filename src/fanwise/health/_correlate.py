@@ -521,6 +521,7 @@ class Correlator:
                 self._touch(ledger, case)
 
     def _touch(self, ledger: Ledger, case: Case) -> None:
+        case.revision += case.id not in self._changed
         self._changed[case.id] = (ledger, case)
 
     def _flush(self) -> list[Incident]:

@@ -278,6 +278,8 @@ class Engine:
         now = self._clock()
         times = [self._next_count, self._next_check, self.filesystems.next_look()]
         times += self._due.values()
+        if self._export.wanted:
+            times.append(self._export.next())
         times += [known.due for known in self.filesystems.known.values() if known.due is not None]
         return max(0.0, min(most, min(times) - now))
 

@@ -24,7 +24,9 @@ from fanwise.metrics.text import render
 from fanwise.sources.counters import Reading
 from fanwise.sources.state import SourceState
 
-_SOON, _LATE = 1.0, 15.0  # seconds between two, while something changes and when nothing does
+# Seconds after a change, and between two when nothing changes. Not at once: what merged reports
+# counted too much is put right when the counters were read, and a series must not fall.
+_SOON, _LATE = 1.0, 15.0
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -50,6 +52,7 @@ class Export:
         self._writeback: dict[tuple[str, str], int] = {}
         self._devices: dict[tuple[str, str], int] = {}
         self._last = -_LATE
+        self._changed: float | None = None
 
     @property
     def wanted(self) -> bool:
@@ -95,10 +98,19 @@ class Export:
 
     def due(self, now: float, changed: bool) -> bool:
         """Say whether it is time to publish; then it counts as done."""
-        if not self.wanted or now - self._last < (_SOON if changed else _LATE):
+        if not self.wanted:
             return False
-        self._last = now
+        if changed and self._changed is None:
+            self._changed = now
+        if now < self.next():
+            return False
+        self._last, self._changed = now, None
         return True
+
+    def next(self) -> float:
+        """When it is time, as far as is known."""
+        late = self._last + _LATE
+        return late if self._changed is None else min(late, self._changed + _SOON)
 
     def job(self, snapshot: Snapshot) -> Callable[[list[Total]], None]:
         """Return what publishes a snapshot, given the totals; it raises FanwiseError."""

@@ -75,6 +75,7 @@ class TrippedBy(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 class Incident(msgspec.Struct, frozen=True, kw_only=True, tag="incident", tag_field="type"):
     """One thing that is wrong with a filesystem; the same ``id`` for as long as it is.
 
+    ``revision`` grows with each change: of two records of one ``id`` the higher is right.
     ``count`` is how many errors since it was told last, ``total`` since it began, by
     ``count_source``; with ``at_least`` there may have been more. Times are seconds since the epoch.
     ``heard`` are the last programs that were told of a write-back error, by fsync or the like: each
@@ -85,6 +86,7 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True, tag="incident", tag_fi
     """
 
     id: str
+    revision: int = 0
     fs: Filesystem
     scope: Scope
     object: Object

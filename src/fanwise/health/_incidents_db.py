@@ -173,10 +173,15 @@ def _device(head: _Head) -> str:
 def merge(old: Record, new: Record) -> dict[str, Any]:
     """Return what is known when ``new`` is told of the incident that ``old`` describes.
 
-    Counts never fall, the first time and the first error stay, what was unknown is filled in.
-    What can change (state, mounts, advice, ...) is that of the record last seen.
+    The first time and the first error stay, what was unknown is filled in. What can change (state,
+    mounts, advice, ...) and the counts are those of the higher ``revision``, since what was counted
+    in one incident may turn out to be another's. Without one, or with the same, it is the record
+    last seen, and counts do not fall.
     """
-    early, late = (old, new) if new["last_seen"] >= old["last_seen"] else (new, old)
+    before, after = (record.get("revision") or 0 for record in (old, new))
+    ordered = old.get("id") == new.get("id") and before and after and before != after
+    newer = after > before if ordered else new["last_seen"] >= old["last_seen"]
+    early, late = (old, new) if newer else (new, old)
     out = {**early, **{name: value for name, value in late.items() if value is not None}}
     out["id"] = old.get("id")
     # The first error: where it was, what it hit, who tripped over it.
@@ -187,7 +192,7 @@ def merge(old: Record, new: Record) -> dict[str, Any]:
     out["first_seen"] = min(old["first_seen"], new["first_seen"])
     out["last_seen"] = max(old["last_seen"], new["last_seen"])
     for name in ("total", "lost"):
-        out[name] = max(old.get(name) or 0, new.get(name) or 0)
+        out[name] = max(one.get(name) or 0 for one in ((late,) if ordered else (old, new)))
     channels = list(old.get("channels") or ())
     out["channels"] = channels + [x for x in new.get("channels") or () if x not in channels]
     return out
@@ -381,7 +386,7 @@ class Incidents:
         return count
 
     def totals(self) -> list[Total]:
-        """Return the errors ever counted; they never fall, so they are good for counters."""
+        """Return the errors ever counted; they fall only when an incident had too many."""
         rows = self.store.execute(
             "SELECT uuid, device, fstype, errno, scope, sum(total) FROM"
             " (SELECT uuid, device, fstype, errno, scope, total FROM incident"
