@@ -42,6 +42,7 @@ def listening(bench: Bench, name: str, at: Path, trace: Path) -> Iterator[subpro
         environ["FANWISE_HEALTH_STATE"] = str(where)
         environ["FANWISE_HEALTH_SECOND"] = str(where / "second.db")
         environ["FANWISE_HEALTH_TRACEFS"] = str(trace)
+        environ["FANWISE_HEALTH_ONLY"] = str(at)  # other filesystems are others' business
         argv = [str(FANWISE), "health", "--follow", "--json", str(at)]
     child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ)
     assert child.stdout is not None

@@ -70,6 +70,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     state: str = ""
     second: str = ""
+    only: tuple[str, ...] = ()
     memory: Size = 8 << 20
     counters: Seconds = 10.0
     probe: Seconds = 60.0
@@ -134,6 +135,9 @@ state = ""
 # The database to write to while the first one's filesystem is the one that fails. It should be on
 # another device. Empty: one in /run/fanwise for root, else in XDG_RUNTIME_DIR.
 second = ""
+
+# Mount points of the filesystems that are listened to. Empty: all of this machine's devices.
+only = []
 
 # Room in memory for incidents when neither can be written to: bytes, or text such as "8MiB".
 memory = "8MiB"

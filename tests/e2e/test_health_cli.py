@@ -53,9 +53,14 @@ def environ(tmp_path, tracefs):
 
 @pytest.fixture
 def follow(fanwise, environ):
-    """Start a follower of some paths; it is ready when this returns."""
+    """Start a follower of some paths; it is ready when this returns.
 
-    def start(*paths, environ=environ, options=()):
+    It listens to their filesystems only: others on the machine are others' business.
+    """
+
+    def start(*paths, environ=environ, options=(), only=None):
+        points = ",".join(map(str, paths if only is None else only))
+        environ = {"FANWISE_HEALTH_ONLY": points} | environ
         running = fanwise("health", "--follow", "--json", *options, *paths, environ=environ)
         running.ready = running.record()
         assert running.ready is not None, running.errors()
@@ -443,8 +448,11 @@ def test_a_path_below_the_mount_point_selects_its_objects_and_the_whole_filesyst
             elsewhere = running.until(
                 lambda r: r["type"] == "incident" and r["applies"] == "unknown"
             )[-1]
-            # Until its path is known it may lie below, and afterwards it does not.
-            eventually(lambda: all(i["object"]["path"] for i in look(it.point)[2][1:]))
+            # Until its path is known it may lie below, and then it is told that it does not.
+            corrected = running.until(lambda r: r.get("applies") == "elsewhere")[-1]
+            assert (corrected["id"], corrected["object"]["path"]) == (
+                elsewhere["id"], str(it.point / "e/f"),
+            )  # fmt: skip
             running.stop()
             _, (state,), incidents, _ = look(bind)
             assert state["fs"]["device"] == record["fs"]["device"]
@@ -454,6 +462,41 @@ def test_a_path_below_the_mount_point_selects_its_objects_and_the_whole_filesyst
             assert len(look(it.point)[2]) == 3
         finally:
             unmount(bind)
+
+
+def test_what_is_followed_is_the_directory_and_not_its_name(tmp_path, follow):
+    with broken(tmp_path, "f") as it:
+        running = follow(it.point / "d", only=[it.point])
+        (it.point / "d").rename(it.point / "e")
+        assert code_of((it.point / "e/f").read_text) == "EUCLEAN"
+        record = running.until(lambda r: r["type"] == "incident" and r["applies"] != "unknown")[-1]
+        assert (record["applies"], record["object"]["path"]) == ("object", str(it.point / "e/f"))
+        running.stop()
+
+
+def test_paths_select_what_is_told_and_not_what_is_listened_to(tmp_path, follow, look, fanwise):
+    with broken(tmp_path / "1", "f") as one, broken(tmp_path / "2", "f") as two:
+        running = follow(one.point, only=[one.point, two.point])
+        met(two, "f")
+        eventually(lambda: [i["total"] for i in look(two.point)[2]] == [1])
+        met(one, "f")
+        assert running.type("incident")["fs"]["mounts"] == [str(one.point)]
+        assert look(two.point)[1][0]["listened"]
+        running.stop()
+
+
+def test_a_reader_says_what_its_writer_does_not_listen_to(tmp_path, follow, fanwise, environ):
+    with broken(tmp_path / "1") as one, broken(tmp_path / "2") as two:
+        first = follow(one.point)
+        second = fanwise("health", "--follow", "--json", two.point, environ=environ)
+        assert second.record()["writer"]["pid"] == first.pid
+        first.stop()
+        said = second.until(lambda r: r["type"] == "sources")[-1]["sources"]
+        assert {state["reason"] for state in said.values()} == {"nobody listens"}
+        second.send(signal.SIGTERM)
+        second.rest()
+        assert second.wait() == 0
+        assert f"{two.point}: it is not listened to" in second.errors()
 
 
 def test_on_another_device_number_it_is_the_same_filesystem(tmp_path, follow, look):

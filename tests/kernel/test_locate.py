@@ -1,5 +1,6 @@
 """Inode to path on real filesystems: cold, with hard links, in subvolumes, gone, hanging."""
 
+import contextlib
 import os
 import select
 import subprocess
@@ -9,7 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from fanwise import NoSuchRoot
+from fanwise.health._incident import Filesystem
 from fanwise.health._locate import Locate, Paths, Question
+from fanwise.health._selection import Selection
+from fanwise.health._target import _stuck, targets
 from fanwise.kernel.handles import name_to_handle
 from tests.kernel.conftest import mounted, run
 from tests.kernel.faults import volume
@@ -303,3 +308,35 @@ def test_the_helper_stands_back(tmp_path):
         said = subprocess.run(["ionice", "-p", str(pid)], capture_output=True, text=True)
         assert said.stdout.strip().startswith("idle")
         it.faults.clear()
+
+
+def test_a_path_on_what_hangs_is_known_by_its_name(tmp_path):
+    with volume("ext4", tmp_path, faulty=True, prepare=fill) as it:
+        it.faults.hang("read")
+        subprocess.run(["sh", "-c", "echo 2 > /proc/sys/vm/drop_caches"], check=True)
+        try:
+            before = time.monotonic()
+            hung, above, other = targets([it.point / "a/b", it.point, tmp_path], 1.0)
+            assert time.monotonic() - before < 3
+        finally:
+            it.faults.clear()
+        assert (hung.key, hung.path, hung.device) == (None, str(it.point / "a/b"), above.device)
+        assert (above.whole, other.key) == (True, None)
+        for _ in range(100):
+            assert targets([it.point])[0].key
+            if not _stuck:
+                break
+        assert not _stuck, "it is reaped once it can be"
+        fs = Filesystem(device=hung.device, fstype="ext4", mounts=(str(it.point),))
+        incident = SimpleNamespace(
+            fs=fs, scope="inode", object=SimpleNamespace(ino=99, path=str(it.point / "a/b/c"))
+        )
+        with contextlib.closing(Selection([it.point / "a/b"])) as selection:
+            assert selection.applies(incident) == "unknown"
+            selection.settle(5)
+            assert selection.applies(incident) == "object"
+
+
+def test_a_path_that_is_not_there(tmp_path):
+    with pytest.raises(NoSuchRoot):
+        targets([tmp_path / "none"])

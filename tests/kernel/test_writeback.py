@@ -11,6 +11,7 @@ import pytest
 from fanwise import FeatureMissing, NoSuchRoot
 from fanwise.health import writeback_errors
 from fanwise.health._below import Below
+from fanwise.health._locate_child import above
 from tests.kernel.conftest import run
 from tests.kernel.faults import volume
 
@@ -134,6 +135,13 @@ def test_metadata_is_the_filesystems(tmp_path, tracefs):
         assert found[0].ino is None
 
 
+def send(below, file, errno=5, count=1):
+    """An error of a file, as it is told when its path was found."""
+    ways = above(os.fsencode(file))
+    ino = file.stat().st_ino
+    below.send(below.device, ino, str(file), above=ways, errno=errno, count=count)
+
+
 def test_on_btrfs_a_number_is_of_a_subvolume(tmp_path, tracefs):
     def prepare(point):
         fill(point)
@@ -154,9 +162,9 @@ def test_on_btrfs_a_number_is_of_a_subvolume(tmp_path, tracefs):
             assert "object" in {e.scope for e in found} or "unplaced" in {e.scope for e in found}
             it.faults.clear()
         with Below(it.point / "elsewhere") as below:
-            below.send(below.device, ino, str(twins[0]), errno=5)
+            send(below, twins[0])
             assert below.read() == [], "the same number in another subvolume"
-            below.send(below.device, ino, str(it.point / "elsewhere"), errno=5)
+            send(below, it.point / "elsewhere")
             assert [s.scope for s in below.read()] == ["object"]
             below.send(below.device, ino, None, errno=5)
             assert [s.scope for s in below.read()] == ["unplaced"]
@@ -206,9 +214,9 @@ def test_below_a_bind_mount(tmp_path):
                 table, other = (
                     os.stat(it.point / name).st_ino for name in ("db/table", "elsewhere")
                 )
-                below.send(device, other, str(it.point / "elsewhere"), errno=5)
+                send(below, it.point / "elsewhere")
                 assert below.read() == []
-                below.send(device, table, str(it.point / "db/table"), errno=117, count=2)
+                send(below, it.point / "db/table", errno=117, count=2)
                 below.send(device, None, None, errno=5)
                 (seen,) = below.read()
                 assert (seen.scope, seen.ino, seen.errno, seen.count) == ("object", table, 117, 3)

@@ -123,6 +123,10 @@ def _follow(output: Output, paths: tuple[str, ...], settings: config.Health, as_
                 " its database is read",
                 err=True,
             )
+        for path in following.unheard:
+            click.echo(
+                f"fanwise: {path}: it is not listened to, only what health.only names is", err=True
+            )
         told = _Told(output, following, as_json, bool(paths))
         told.ready()
         return _run(following, told, output, signals)
@@ -165,8 +169,7 @@ class _Told:
 
     def _line(self, one: health.Told) -> bytes:
         if isinstance(one, health.Incident) and self._restricted:
-            applies = self._following.selection.applies(one)
-            return _health_lines.incident(one, applies=applies)
+            return _health_lines.incident(one, applies=self._following.applies(one))
         return _health_lines.line(one)
 
     def _sources(self, said: health.Sources) -> None:

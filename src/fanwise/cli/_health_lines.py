@@ -31,11 +31,12 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="type"):
 class IncidentLine(Incident, frozen=True, kw_only=True, tag="incident", tag_field="type"):
     """An incident; see `fanwise.health.Incident`.
 
-    ``applies`` is there when PATHs were given: "object", "fs" (it is about the whole filesystem) or
-    "unknown" (its path is not known). ``acked`` is when an operator saw it.
+    ``applies`` is there when PATHs were given: "object", "fs" (it is about the whole filesystem),
+    "unknown" (its path is not known) or "elsewhere" (it was unknown, and is of none of them).
+    ``acked`` is when an operator saw it.
     """
 
-    applies: Literal["object", "fs", "unknown"] | msgspec.UnsetType = msgspec.UNSET
+    applies: Literal["object", "fs", "unknown", "elsewhere"] | msgspec.UnsetType = msgspec.UNSET
     acked: float | msgspec.UnsetType | None = msgspec.UNSET
 
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from fanwise.health._engine import Sources as Sources
     from fanwise.health._follow import (
         Follow as Follow,
-        Selection as Selection,
         Told as Told,
         Writer as Writer,
     )
@@ -59,7 +58,6 @@ _HOMES = {
     "Location": "fanwise.health._incident",
     "Object": "fanwise.health._incident",
     "Report": "fanwise.health._look",
-    "Selection": "fanwise.health._follow",
     "SourceState": "fanwise.sources.state",
     "Sources": "fanwise.health._engine",
     "Told": "fanwise.health._follow",

@@ -1,37 +1,35 @@
 """Whose errors are those of a path: a `notify` group with an FS_ERROR mark on a file or directory.
 
-For `fanwise health PATH` and for write-back errors. The engine, or whoever has observations or
-incidents, sends them; what comes out is of the path, or of its whole filesystem and says so:
+For `fanwise health PATH` and for write-back errors. Whoever has incidents or observations sends
+them; what comes out is of the path, or of its whole filesystem and says so:
 
     with Below("/srv/db") as below:
         below.send(incident.fs.device, incident.object.ino, incident.object.path,
-                   errno=errno.EIO, count=incident.count)
+                   above=answer.above[0], errno=errno.EIO, count=incident.count)
         below.read()            # [Seen]: scope "object", "fs", or "unplaced"
 
-``path`` is the object's absolute path as it is seen where the path of `Below` was given, None when
-it is not known (yet): then the error is told as "unplaced", because it may be below. Errors merge
-while nobody reads (see `fanwise.notify.reserve`): the first is kept, the others are counted.
-
-A bind mount of a subtree is a path like others: what is sent is matched by the inode numbers of
-the directories above, found by a look at the path's parents, which are cached if the path is.
+``path`` is the object's absolute path, ``above`` what it lies below (see `Answer` of _locate): both
+are found by helpers. While either is None the error is told as "unplaced", because it may be below.
+Errors merge while nobody reads (see `fanwise.notify.reserve`): the first is kept, the others are
+counted. What is matched are the inode numbers of directories, not names: so a bind mount of a
+subtree is a path like others, and a directory that was renamed is the same. Nothing here asks a
+filesystem.
 
 LOCKING   none: one owner. LIFETIME  that of its group.
 """
 
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Literal
 
 import msgspec
 
-from fanwise._errors import NoSuchRoot
-from fanwise.kernel.mounts import Mount, mount_of
+from fanwise.health._target import Target, targets
 from fanwise.notify.event import OBJECT, UNPLACED, ErrorEvent
 from fanwise.notify.fsnotify import Fsnotify
-from fanwise.notify.mark import SUBTREE, On
+from fanwise.notify.mark import FILESYSTEM, SUBTREE, On
 from fanwise.notify.mask import FS_ERROR, Q_OVERFLOW
-
-_MOST_ABOVE = 256
 
 
 class Seen(msgspec.Struct, frozen=True, gc=False):
@@ -51,19 +49,18 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
 class Below:
     """The errors of a path. Raises NoSuchRoot when there is nothing."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.path.realpath(path)
-        try:
-            self.stat = os.stat(self.path)
-        except OSError as error:
-            raise NoSuchRoot(self.path, f"cannot be watched: {error.strerror}") from error
-        self.mount: Mount = mount_of(self.path)
-        self.device = "{}:{}".format(*self.mount.dev)
+    def __init__(self, path: str | os.PathLike[str] | Target) -> None:
+        self.target = path if isinstance(path, Target) else targets([path])[0]
+        self.device = self.target.device
         self._core = Fsnotify()
         self._group = self._core.group()
-        # A subtree also of one file: it is told of its filesystem, too, which an inode is not.
-        own = _key(self.stat.st_dev, self.stat.st_ino)
-        self._group.add(On(SUBTREE, self.device, own), FS_ERROR)
+        if self.target.whole:
+            on = On(FILESYSTEM, self.device)
+        else:
+            # A subtree also of one file: it is told of its filesystem, too, which an inode is not.
+            own = self.target.key
+            on = On(SUBTREE, self.device, b"not known" if own is None else _key(*own))
+        self._group.add(on, FS_ERROR)
 
     def send(
         self,
@@ -71,6 +68,7 @@ class Below:
         ino: int | None,
         path: str | None,
         *,
+        above: Sequence[tuple[int, int] | None] | None = None,
         errno: int,
         count: int = 1,
         pid: int = 0,
@@ -79,21 +77,19 @@ class Below:
         key, scope = None, OBJECT
         ancestors: tuple[bytes, ...] = ()
         if ino is not None:
-            dev = self.stat.st_dev
-            own = ino == self.stat.st_ino
-            if self.mount.fstype == "btrfs":
+            dev, mine = self.target.key or (0, None)
+            own = ino == mine
+            if self.target.mount.fstype == "btrfs":
                 # A number is of one subvolume, which has a device number of its own in stat.
-                if path is None:
-                    own = False
-                else:
-                    dev = _device_of(os.path.dirname(path), dev)
-                    own = own and dev == self.stat.st_dev
+                first = above[0] if above else None
+                own = own and first is not None and first[0] == dev
+                dev = dev if first is None else first[0]
             key = _key(dev, ino)
-            if not own and path is None:
+            if not own and (path is None or above is None):
                 scope = UNPLACED
                 key = b"?" + key
-            elif not own and path is not None:
-                ancestors = self._above(path)
+            elif not own:
+                ancestors = self._keys(path or "", above or ())
         self._core.send(
             [
                 ErrorEvent(
@@ -135,30 +131,16 @@ class Below:
     ) -> None:
         self.close()
 
-    # By inode numbers, so that another mount of the same directory is the same.
-    def _above(self, path: str) -> tuple[bytes, ...]:
-        above = []
-        for _ in range(_MOST_ABOVE):
-            parent = os.path.dirname(path)
-            if parent == path:
-                break
-            path = parent
-            try:
-                seen = os.stat(path)
-            except OSError:  # gone, or broken: its name is what is left to go by
-                if path != self.path:
-                    continue
-                seen = self.stat
-            above.append(_key(seen.st_dev, seen.st_ino))
-        return tuple(above)
+    # What does not say its number any more, gone or broken, may still have the name of the path.
+    def _keys(self, path: str, above: Sequence[tuple[int, int] | None]) -> tuple[bytes, ...]:
+        found = []
+        for each in above:
+            path = os.path.dirname(path)
+            each = self.target.key if each is None and path == self.target.path else each
+            if each is not None:
+                found.append(_key(*each))
+        return tuple(found)
 
 
 def _key(dev: int, ino: int) -> bytes:
     return b"%d:%d" % (dev, ino)
-
-
-def _device_of(folder: str, otherwise: int) -> int:
-    try:
-        return os.stat(folder).st_dev
-    except OSError:
-        return otherwise

@@ -9,27 +9,30 @@ import hashlib
 import os
 import select
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
 from fanwise import config
-from fanwise._errors import BusyError, ClosedError, FanwiseError, NoSuchRoot, StoreMissing
+from fanwise._errors import BusyError, ClosedError, StoreMissing
 from fanwise.health import _places, _rules
+from fanwise.health._channels import NAMES
 from fanwise.health._engine import SOURCES, Engine, Listening, Sources
 from fanwise.health._filesystems import readable
 from fanwise.health._incident import Incident
 from fanwise.health._incidents_db import SCHEMA, Incidents
 from fanwise.health._keeping import Keeping
 from fanwise.health._locate import Paths
-from fanwise.kernel.mounts import Mount, mount_of, mounts
+from fanwise.health._selection import Applies, Selection
 from fanwise.lifetime import Lifetime
 from fanwise.sources.state import SourceState
 from fanwise.store.database import Store
 
 _EVERY = 0.25  # seconds between two looks of a reader at the database
+_PLACED = 2.0  # seconds that the incidents told first may take to be placed
+_PLACING = 0.05  # and between two at helpers that look where something is
 
 Told = Incident | Sources
 
@@ -61,96 +64,15 @@ def databases(settings: config.Health) -> tuple[Path, Path]:
     return first, base / ("health.db" if same else f"health-{mark}.db")
 
 
-class Selection:
-    """What PATHs select: whole filesystems, or what lies below a directory of one.
-
-    ``points`` are the mount points of the filesystems, None for all.
-
-    Raises NoSuchRoot for a path that is not there.
-    """
-
-    def __init__(self, paths: Iterable[str | os.PathLike[str]]) -> None:
-        self.paths = tuple(os.path.realpath(path) for path in paths)
-        self.mounts: list[tuple[str, Mount]] = [(path, _mount_of(path)) for path in self.paths]
-        self.points = {mount.mount_point for _, mount in self.mounts} if self.mounts else None
-
-    @property
-    def devices(self) -> set[str]:
-        """The filesystems' device numbers, when it was made."""
-        return {f"{mount.dev[0]}:{mount.dev[1]}" for _, mount in self.mounts}
-
-    def applies(self, incident: Incident) -> str | None:
-        """Say how it concerns the paths: "object", "fs" or "unknown"; None when it does not.
-
-        "fs": it is about the whole filesystem. "unknown": it is about an object whose path is not
-        known (yet), so that it may lie below the path or not.
-        """
-        found: str | None = None
-        for path, mount in self.mounts:
-            point = os.fsdecode(mount.mount_point)
-            same = f"{mount.dev[0]}:{mount.dev[1]}" == incident.fs.device
-            if not same and readable(point) not in incident.fs.mounts:
-                continue
-            if path == point and mount.root == b"/":
-                return "object" if incident.scope == "inode" else "fs"
-            if incident.scope != "inode":
-                found = "fs"
-                continue
-            wanted, there = _inside(path, mount), self._object(incident)
-            if there is None:
-                found = found or "unknown"
-            elif there == wanted or wanted == "/" or there.startswith(f"{wanted}/"):
-                return "object"
-        return found if self.mounts else "fs"
-
-    # Where an incident's object is, from its filesystem's root: its path may be by another mount.
-    def _object(self, incident: Incident) -> str | None:
-        path = incident.object.path
-        if path is None:
-            return None
-        over = [
-            mount
-            for mount in mounts()
-            if f"{mount.dev[0]}:{mount.dev[1]}" == incident.fs.device
-            and _is_at_or_below(path, readable(os.fsdecode(mount.mount_point)))
-        ]
-        nearest = max(over, key=lambda mount: len(mount.mount_point), default=None)
-        return None if nearest is None else _inside(path, nearest)
-
-
-def _inside(path: str, mount: Mount) -> str:
-    point, root = (readable(os.fsdecode(x)) for x in (mount.mount_point, mount.root))
-    rest = readable(path)[len(point.rstrip("/")) :]
-    return (root.rstrip("/") + rest).rstrip("/") or "/"
-
-
-def _is_at_or_below(path: str, point: str) -> bool:
-    return path == point or path.startswith(point.rstrip("/") + "/")
-
-
-# One that is shut down does not even answer what it is; the list of mounts does.
-def _mount_of(path: str) -> Mount:
-    try:
-        return mount_of(path)
-    except NoSuchRoot:
-        raise
-    except (FanwiseError, OSError):
-        name = os.fsencode(path)
-        over = [m for m in mounts() if name == m.mount_point or _is_below(name, m.mount_point)]
-        return max(enumerate(over), key=lambda one: (len(one[1].mount_point), one[0]))[1]
-
-
-def _is_below(path: bytes, point: bytes) -> bool:
-    return path.startswith(point.rstrip(b"/") + b"/")
-
-
 class Follow:
     """Incidents as they come; a context manager, and an iterator over what is told.
 
     It is told of each open incident first (``count`` is 0), then of each that begins, grows,
-    changes or ends, and of sources that go down or come back (`Sources`). ``sources`` is what each
-    source said last. ``writer`` is the process that listens where this one only reads the database,
-    None when this one listens.
+    changes or ends, and of sources that go down or come back (`Sources`). ``paths`` select what is
+    told, see `applies`; listened to are all filesystems (or those of the setting ``health.only``).
+    ``sources`` is what each source said last. ``writer`` is the process that listens where this one
+    only reads the database, None when this one listens; ``unheard`` are the paths that nobody
+    listens to, because the writer is restricted to others.
 
     Nothing is opened before `open` or the ``with`` block.
     """
@@ -163,11 +85,16 @@ class Follow:
         settings: config.Health | None = None,
     ) -> None:
         self.settings = settings if settings is not None else config.load().config.health
-        self.selection = Selection(paths)
+        self.paths = tuple(os.fspath(path) for path in paths)
+        self.unheard: tuple[str, ...] = ()
         self.sources: dict[str, SourceState] = {}
         self.writer: Writer | None = None
         self._engine: Engine | None = None
         self._reader: _Reader | None = None
+        self._selection: Selection | None = None
+        self._applies: dict[str, Applies] = {}  # as it was told last
+        # As "unknown"; and whether it was told so, or waits for an answer.
+        self._unplaced: dict[str, tuple[Incident, bool]] = {}
         self._first: list[Told] = []
         self._iterated: list[Told] = []
         FOLLOW.start(self)
@@ -175,16 +102,18 @@ class Follow:
     def open(self) -> None:
         """Listen; or read, when another process does.
 
-        Raises ConfigError for wrong rules, StoreError for a database that cannot be used, and
-        FanwiseError for an address or an action that cannot be had.
+        Raises NoSuchRoot, ConfigError for wrong rules, StoreError for a database that cannot be
+        used, and FanwiseError for an address or an action that cannot be had.
         """
+        if self.paths:
+            self._selection = Selection(self.paths)
         first, second = databases(self.settings)
         rules = _rules.load(self.settings.rules) if self.settings.rules else None
         keeper = _places.Keeper(first, second, self.settings.memory)
         engine = Engine(
             Keeping(keeper, self.settings.keep),
             self.settings,
-            points=self.selection.points,
+            points=[os.fsencode(point) for point in self.settings.only] or None,
             rules=rules,
             locator=Paths(),
             tracefs=self.settings.tracefs or None,
@@ -199,7 +128,22 @@ class Follow:
             self._engine = engine
             self._first = list(engine.open_incidents())
             self.sources = engine.states()
+        if self._selection is not None:
+            for one in self._first:
+                if isinstance(one, Incident):
+                    self._selection.applies(one)  # asks
+            self._selection.settle(_PLACED)
+        heard = engine.listening().points if self.listens else self._reader_points()
+        if heard is not None and self._selection is not None:
+            self.unheard = tuple(
+                target.path
+                for target in self._selection.targets
+                if readable(os.fsdecode(target.mount.mount_point)) not in heard
+            )
         FOLLOW.advance(self, "open")
+
+    def _reader_points(self) -> tuple[str, ...] | None:
+        return None if self._reader is None else self._reader.points
 
     @property
     def listens(self) -> bool:
@@ -208,11 +152,13 @@ class Follow:
 
     def filenos(self) -> list[int]:
         """Descriptors of which one is readable when there is something to `read`."""
-        return [] if self._engine is None else self._engine.filenos()
+        found = [] if self._engine is None else self._engine.filenos()
+        return found if self._selection is None else [*found, *self._selection.filenos()]
 
     def pause(self) -> float:
         """Seconds after which `read` should be called in any case."""
-        return _EVERY if self._engine is None else self._engine.pause()
+        pause = _EVERY if self._engine is None else self._engine.pause()
+        return min(pause, _PLACING) if self._placing else pause
 
     def read(self, timeout: float | None = None) -> list[Told]:
         """Wait for news, at most ``timeout`` seconds (None: for ever), and give it.
@@ -225,8 +171,10 @@ class Follow:
         while True:
             first, self._first = self._first, []
             left = 0.0 if first else max(0.0, min(until - time.monotonic(), 3600.0))
+            if self._placing:
+                left = min(left, _PLACING)
             found = first + self._news(left)
-            told = [one for one in found if self._concerns(one)]
+            told = [one for one in found if self._concerns(one)] + self._corrected()
             if told or time.monotonic() >= until:
                 return told
 
@@ -243,7 +191,44 @@ class Follow:
         if isinstance(one, Sources):
             self.sources = one.sources
             return True
-        return self.selection.points is None or self.selection.applies(one) is not None
+        if self._selection is None:
+            return True
+        applies = self._selection.applies(one)
+        before = self._applies.pop(one.id, None)
+        self._unplaced.pop(one.id, None)
+        if applies is None or (applies == "elsewhere" and before in (None, "elsewhere")):
+            return False
+        self._applies[one.id] = applies
+        if applies == "unknown" and one.status == "open":
+            told = before != "unknown" or not self._selection.places(one)
+            self._unplaced[one.id] = one, told
+            return told
+        return True
+
+    @property
+    def _placing(self) -> bool:
+        return self._selection is not None and self._selection.asks
+
+    # What was told as "unknown", and is known now.
+    def _corrected(self) -> list[Told]:
+        if self._selection is None or not self._selection.placed():
+            return []
+        found = []
+        for one, told in list(self._unplaced.values()):
+            if self._selection.places(one) or (told and self._selection.applies(one) == "unknown"):
+                continue
+            if self._concerns(one):
+                found.append(msgspec.structs.replace(one, count=0) if told else one)
+        return list(found)
+
+    def applies(self, incident: Incident) -> Applies | None:
+        """Say how an incident that was told concerns the paths; None when there are no paths.
+
+        "object": it is of what was asked for, or below it. "fs": it is about the whole filesystem.
+        "unknown": of an object of which it is not known (yet) where it is. "elsewhere": of another
+        part of the filesystem; that is told of one only that was "unknown" before.
+        """
+        return self._applies.get(incident.id)
 
     def finish(self) -> list[Told]:
         """Read what is there still, before `close`; give the rest."""
@@ -260,6 +245,8 @@ class Follow:
             self._engine.close()
         if self._reader is not None:
             self._reader.close()
+        if self._selection is not None:
+            self._selection.close()
 
     def __enter__(self) -> "Follow":
         self.open()
@@ -304,6 +291,7 @@ class _Reader:
         self._seen: object = None
         self._told: dict[str, dict[str, object]] = {}
         self.sources: dict[str, SourceState] = {}
+        self.points: tuple[str, ...] | None = None
         self.writer: Writer | None = None
 
     def begin(self) -> list[Incident]:
@@ -360,7 +348,9 @@ class _Reader:
                 count = max(int(record["total"]) - told, 0) if news else 0
                 changed.append(msgspec.convert({**record, "count": count}, Incident))
             self.writer = writer_of(self._places[0])
-            self.sources = listening(incidents, self.writer)
+            note = said(incidents)
+            self.points = None if note is None else note.points
+            self.sources = sources_of(note, self.writer)
             return changed
         finally:
             incidents.store.close()
@@ -375,12 +365,12 @@ def writer_of(first: Path) -> Writer | None:
     return None if found is None else Writer(found.pid, found.command, found.since)
 
 
-def listening(incidents: Incidents, writer: Writer | None) -> dict[str, SourceState]:
+def sources_of(note: Listening | None, writer: Writer | None) -> dict[str, SourceState]:
     """Return what the writer says of its sources; without one, that nobody listens."""
-    note = said(incidents)
-    if writer is None or note is None:
-        return {}
-    return note.sources
+    if writer is not None:
+        return {} if note is None else note.sources
+    names = NAMES if note is None else note.sources
+    return {name: SourceState(name, "down", "nobody listens") for name in names}
 
 
 def said(incidents: Incidents) -> Listening | None:

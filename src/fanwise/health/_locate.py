@@ -58,7 +58,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     ``device`` is MAJOR:MINOR of the superblock, ``point`` a mount point of it. ``gen`` is the
     inode's generation and ``key`` its file handle's key, None where not known. ``ways`` are tried
-    in this order.
+    in this order. With ``path`` it is only asked what lies above that.
     """
 
     tag: str
@@ -69,11 +69,17 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     gen: int | None = None
     key: bytes | None = None
     ways: Sequence[Way] = _WAYS
+    path: bytes | None = None
+
+
+Above = tuple[tuple[int, int] | None, ...]
+"""Device and inode of the directories above a path, the nearest first; None: it does not say."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The paths of an inode; several are its hard links, as far as they were come across.
 
+    ``above`` is what each of them lies below; empty where nobody asked the filesystem.
     Without a path ``source`` is None and ``reason`` says why; with one, why a way before led
     nowhere. ``ambiguous``: btrfs, several subvolumes have an inode of this number, and all are
     told. ``gen`` is the generation, where the filesystem told it. ``hung``: the helper does not
@@ -82,6 +88,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     tag: str
     paths: tuple[bytes, ...] = ()
+    above: tuple[Above, ...] = ()
     source: Source | None = None
     reason: str | None = None
     ambiguous: bool = False
@@ -95,6 +102,7 @@ class _Said(msgspec.Struct):
     reason: str | None
     gen: int | None = None
     ambiguous: bool = False
+    above: tuple[Above, ...] = ()
 
 
 class Helper:
@@ -175,7 +183,7 @@ class Locate:
 
     def submit(self, question: Question) -> None:
         """Ask; the answer comes with `results`, at once where the model or nobody can tell."""
-        if self._model is not None:
+        if self._model is not None and question.path is None:
             path = self._model(question.device, question.ino, question.key)
             if path is not None:
                 self._answers.append(
@@ -267,6 +275,7 @@ class Locate:
                 "ino": question.ino,
                 "gen": question.gen,
                 "key": question.key.hex() if question.key else None,
+                "path": question.path.hex() if question.path else None,
                 "ways": list(question.ways),
                 "seconds": self._seconds,
                 "entries": self._entries,
@@ -297,6 +306,7 @@ class Locate:
                 Answer(
                     tag=tag,
                     paths=paths,
+                    above=said.above,
                     source=said.source,
                     reason=said.reason,
                     ambiguous=said.ambiguous,

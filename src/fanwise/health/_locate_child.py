@@ -9,6 +9,9 @@ of JSON. Ways, the cheapest first; none but the last reads more than a few block
 - a search of directories by inode number, bounded, on the idle class of the disk's scheduler. It
   reads names and looks at no inode, because a broken one may not be readable.
 
+With paths it tells what they lie below, as numbers: names may change, and a directory has others by
+other mounts. So it does when it is asked for that alone, of a path.
+
 Imports the standard library only: it must start fast, and whatever the host's path is.
 Linux reference: open_by_handle_at(2), ioctl_xfs_bulkstat(2), ioprio_set(2), btrfs-ioctl(2);
 fs/btrfs/ioctl.c, include/uapi/linux/btrfs.h.
@@ -34,6 +37,7 @@ _BTRFS_INO_PATHS = (3 << 30) | (56 << 16) | (0x94 << 8) | 35
 _TOP, _ROOT_TREE, _ROOT_BACKREF, _SUBVOLUME = 5, 1, 144, 256
 _MOST_SUBVOLUMES = 10_000
 _MOST_NAMES = 64
+_MOST_ABOVE = 256
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
 _IDLE = 3 << 13
 
@@ -45,8 +49,15 @@ class Nothing(Exception):
 
 
 def ask(question: dict[str, Any]) -> dict[str, Any]:
-    """Answer with ``paths`` (hexadecimal), ``source``, ``reason`` and the inode's ``gen``."""
+    """Answer with ``paths`` (hexadecimal), ``source``, ``reason`` and the inode's ``gen``.
+
+    ``above`` has for each path device and inode of the directories above, the nearest first, None
+    for one that does not say.
+    """
     answer: dict[str, Any] = {"paths": [], "source": None, "reason": None, "gen": None}
+    if question.get("path"):
+        path = bytes.fromhex(question["path"])
+        return answer | {"paths": [path.hex()], "above": [above(path)]}
     try:
         fd = os.open(bytes.fromhex(question["point"]), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -66,10 +77,28 @@ def ask(question: dict[str, Any]) -> dict[str, Any]:
             reasons.append(f"{source}: {error.strerror}")
             continue
         answer.update(paths=[path.hex() for path in paths], source=source)
+        answer["above"] = [above(path) for path in paths]
         break
     answer["reason"] = "; ".join(reasons) or None
     answer.pop("gone", None)
     return answer
+
+
+def above(path: bytes) -> list[tuple[int, int] | None]:
+    """Device and inode of each directory above a path, as stat has them."""
+    found: list[tuple[int, int] | None] = []
+    while len(found) < _MOST_ABOVE:
+        parent = os.path.dirname(path)
+        if parent == path:
+            break
+        path = parent
+        try:
+            seen = os.stat(path)
+        except OSError:  # gone, or broken
+            found.append(None)
+        else:
+            found.append((seen.st_dev, seen.st_ino))
+    return found
 
 
 # -- the handle --

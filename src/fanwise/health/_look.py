@@ -18,11 +18,12 @@ from fanwise.health._case import Ledger
 from fanwise.health._correlate import Correlator
 from fanwise.health._engine import LEDGER
 from fanwise.health._filesystems import Filesystems, Known
-from fanwise.health._follow import Selection, Writer, databases, said, writer_of
+from fanwise.health._follow import Writer, databases, said, writer_of
 from fanwise.health._incident import SEVERITY, Filesystem, Incident, State
 from fanwise.health._incidents_db import SCHEMA, Incidents, Stored
 from fanwise.health._observe import Dev
 from fanwise.health._probe import Finding
+from fanwise.health._selection import Applies, Selection
 from fanwise.kernel.mounts import mounts
 from fanwise.kernel.stacking import lives_on
 from fanwise.sources.counters import Reading, read
@@ -66,12 +67,12 @@ class FilesystemState(msgspec.Struct, frozen=True, kw_only=True, tag="state", ta
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """An incident and what an operator did: ``acked`` is in seconds since the epoch, or None.
 
-    ``applies`` says how it concerns the paths that were asked about, see `Selection.applies`.
+    ``applies`` says how it concerns the paths that were asked about, see `Follow.applies`.
     """
 
     incident: Incident
     acked: float | None
-    applies: str
+    applies: Applies
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,8 +98,11 @@ def look(
     Raises NoSuchRoot, ConfigError, and StoreError for a database that cannot be read.
     """
     settings = settings if settings is not None else config.load().config.health
-    selection = Selection(paths)
-    return _Look(selection, settings, since).run(deadline)
+    selection = Selection(paths, deadline)
+    try:
+        return _Look(selection, settings, since).run(deadline)
+    finally:
+        selection.close()
 
 
 class _Look:
@@ -127,7 +131,7 @@ class _Look:
             self._probe(deadline)
             for known in self._filesystems.known.values():
                 self._count(known)
-            entries = self._entries()
+            entries = self._entries(deadline)
             states = tuple(
                 self._state(known, entries, writer, listened, points, sources)
                 for known in self._filesystems.known.values()
@@ -221,25 +225,27 @@ class _Look:
             correlator.state(known.dev, _intake.state_of(mount), now)
         correlator.state(known.dev, self._findings[known.dev].state, now, "probe")
 
-    def _entries(self) -> list[Entry]:
-        found = []
+    def _entries(self, deadline: float) -> list[Entry]:
+        both = []
         told = set()
         for incident in self._correlator.open():
             told.add(incident.id)
-            applies = self._selection.applies(incident)
-            if applies is not None:
-                stored = self._stored.get(incident.id)
-                acked = None if stored is None else stored.acked
-                found.append(Entry(incident=incident, acked=acked, applies=applies))
+            stored = self._stored.get(incident.id)
+            both.append((incident, None if stored is None else stored.acked))
         for stored in self._stored.values():
             if self._since is None or stored.resolved is None or stored.id in told:
                 continue
             status = "merged" if stored.record.get("merged_into") else "resolved"
             record = {**stored.record, "status": status, "resolved": stored.resolution, "count": 0}
-            incident = msgspec.convert(record, Incident)
+            both.append((msgspec.convert(record, Incident), stored.acked))
+        for incident, _ in both:
+            self._selection.applies(incident)  # asks
+        self._selection.settle(deadline)
+        found = []
+        for incident, acked in both:
             applies = self._selection.applies(incident)
-            if applies is not None:
-                found.append(Entry(incident=incident, acked=stored.acked, applies=applies))
+            if applies not in (None, "elsewhere"):
+                found.append(Entry(incident=incident, acked=acked, applies=applies))
         return sorted(found, key=lambda entry: (entry.incident.last_seen, entry.incident.id))
 
     def _state(

@@ -11,7 +11,6 @@ Kernel source: mm/filemap.c (__filemap_set_wb_err, file_check_and_advance_wb_err
 import errno as codes
 import os
 import select
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,9 @@ from typing import Literal
 import anyio
 import msgspec
 
-from fanwise._errors import ClosedError, FeatureMissing, PermissionNeeded
+from fanwise._errors import ClosedError, FeatureMissing, NotWatchable, PermissionNeeded
 from fanwise.health._below import Below
-from fanwise.health._locate import Answer, Locate, Question
+from fanwise.health._locate import Above, Answer, Locate, Question
 from fanwise.lifetime import Lifetime
 from fanwise.sources.errortrace import ErrorTrace, TracedError, TracedLoss
 from fanwise.sources.trace import TraceEvent, TraceSource
@@ -99,14 +98,24 @@ class WritebackErrors:
         self._io: TracedError | None = None
         self._io_at = 0.0
         self._told: dict[int, tuple[Told, ...]] = {}
-        self._known: dict[int, str | None] = {}  # paths of files that failed, here or elsewhere
+        self._own = 0  # the inode of the path
+        # Paths of files that failed, here or elsewhere.
+        self._known: dict[int, tuple[str | None, Above | None]] = {}
         self._failed_here: dict[int, int] = {}  # what was told: inode -> errno
         self._ready: list[WritebackError] = []
         WRITEBACK.start(self)
 
     def open(self) -> None:
-        """Begin to listen. Raises NoSuchRoot, PermissionNeeded and FeatureMissing."""
+        """Begin to listen. Raises NoSuchRoot, NotWatchable, PermissionNeeded and FeatureMissing."""
         below = Below(self.path)
+        if below.target.key is None:
+            below.close()
+            raise NotWatchable(
+                self.path,
+                "its filesystem does not answer",
+                "see fanwise health: it is shut down, or it hangs",
+            )
+        self._own = below.target.key[1]
         self._trace.open()
         missing = [name for name in (_SET, _TOLD) if name in self._trace.missing]
         if not self._trace.up or missing:
@@ -123,7 +132,7 @@ class WritebackErrors:
                 below.close()
                 raise FeatureMissing(self.path, reason, "listen without syncfs=True")
         self._below = below
-        self._devices = _devices(below.mount.dev, below.mount.source)
+        self._devices = _devices(below.target.mount.dev, below.target.mount.source)
         self._poll = select.epoll()
         for fd in self._trace.filenos():
             self._poll.register(fd, select.EPOLLIN)
@@ -151,10 +160,10 @@ class WritebackErrors:
             else:
                 self._failed(one)
         for answer in self._locate.results():
-            path = self._choose(answer)
-            self._known[int(answer.tag)] = path
+            path, above = self._choose(answer)
+            self._known[int(answer.tag)] = path, above
             for record, code in self._pending.pop(answer.tag):
-                self._send(record, code, path)
+                self._send(record, code, path, above)
         seen_now = self._below.read()
         reported = {seen.ino: seen.errno for seen in seen_now if seen.ino is not None}
         self._failed_here.update(reported)
@@ -244,10 +253,10 @@ class WritebackErrors:
         return self._ready.pop(0)
 
     def _failed(self, record: TracedError) -> None:
-        below = self._below
+        below, mount = self._below, self._below.target.mount
         io = self._io
         code = io.errno if io is not None and abs(record.time - self._io_at) <= _JOIN else 0
-        if record.dev != below.mount.dev:
+        if record.dev != mount.dev:
             # On the block devices' own filesystem the number is a device's: metadata.
             ino = record.ino or 0
             if record.dev[0] == 0 and (ino >> 20, ino & 0xFFFFF) in self._devices:
@@ -256,40 +265,43 @@ class WritebackErrors:
         ino = record.ino or 0
         if len(self._known) >= _MOST_FILES:
             self._known.clear()
-        if below.mount.fstype != "btrfs" and ino == below.stat.st_ino:
-            self._send(record, code, below.path)
-        elif below.mount.fstype != "btrfs" and not stat.S_ISDIR(below.stat.st_mode):
+        if mount.fstype != "btrfs" and ino == self._own:
+            self._send(record, code, below.target.path)
+        elif mount.fstype != "btrfs" and not below.target.folder:
             return  # another file's
         elif ino in self._known:
-            self._send(record, code, self._known[ino])
+            self._send(record, code, *self._known[ino])
         elif str(ino) in self._pending:
             self._pending[str(ino)].append((record, code))
         else:
             self._pending[str(ino)] = [(record, code)]
             self._locate.submit(
                 Question(
-                    tag=str(ino), device=below.device, fstype=below.mount.fstype,
-                    point=below.mount.mount_point, ino=ino, ways=("handle", "filesystem"),
+                    tag=str(ino), device=below.device, fstype=mount.fstype,
+                    point=mount.mount_point, ino=ino, ways=("handle", "filesystem"),
                 )
             )  # fmt: skip
 
     # Several paths are hard links, or, where it is ambiguous, different files.
-    def _choose(self, answer: Answer) -> str | None:
+    def _choose(self, answer: Answer) -> tuple[str | None, Above | None]:
         paths = [os.fsdecode(path) for path in answer.paths]
         if answer.ambiguous or not paths:
-            return None
-        top = self._below.path
-        inside = [path for path in paths if path == top or path.startswith(f"{top}/")]
-        return (inside or paths)[0]
+            return None, None
+        both = list(zip(paths, answer.above, strict=True))
+        inside = [one for one in both if self._below.target.key in one[1]]
+        return (inside or both)[0]
 
-    def _send(self, record: TracedError, code: int, path: str | None) -> None:
-        self._below.send(self._below.device, record.ino, path, errno=code, pid=record.pid)
+    def _send(
+        self, record: TracedError, code: int, path: str | None, above: Above | None = None
+    ) -> None:
+        below = self._below
+        below.send(below.device, record.ino, path, above=above, errno=code, pid=record.pid)
 
     def _was_told(self, record: TracedError) -> list[int]:
         below = self._below
         ino = record.ino or 0
-        ours = ino == below.stat.st_ino or ino in self._known or str(ino) in self._pending
-        if record.dev != below.mount.dev or not ours:
+        ours = ino == self._own or ino in self._known or str(ino) in self._pending
+        if record.dev != below.target.mount.dev or not ours:
             return []
         self._tell(ino, Told(record.pid, record.time, record.errno or codes.EIO))
         return [ino]
@@ -311,7 +323,9 @@ class WritebackErrors:
     def _name(self, ino: int | None) -> str | None:
         if ino is None:
             return None
-        return self._below.path if ino == self._below.stat.st_ino else self._known.get(ino)
+        if ino == self._own:
+            return self._below.target.path
+        return self._known.get(ino, (None, None))[0]
 
 
 WRITEBACK: Lifetime[WritebackErrors] = Lifetime(
