@@ -211,11 +211,22 @@ def test_without_tracefs_it_says_so_and_goes_on(tmp_path, follow, look, environ)
         trace = running.ready["sources"]["trace"]
         assert trace["state"] == "down"
         assert "mount" in trace["reason"]
+        # ext4 counts its own errors.
         status, (state,), _, _ = look(it.point, environ=without)
-        assert (status, state["verdict"]) == (3, "cannot tell")
+        assert (status, state["verdict"]) == (0, "healthy")
         met(it, "f")
         record = running.type("incident")
         assert (record["errno"], record["total"]) == ("EUCLEAN", 1)
+        running.stop()
+
+
+def test_xfs_needs_a_trace(tmp_path, follow, look, environ):
+    without = environ | {"FANWISE_HEALTH_TRACEFS": str(tmp_path / "nothing")}
+    with volume("xfs", tmp_path) as it:
+        running = follow(it.point, environ=without)
+        status, (state,), _, _ = look(it.point, environ=without)
+        assert (status, state["verdict"]) == (3, "cannot tell")
+        assert "trace is down" in state["why"]
         running.stop()
 
 

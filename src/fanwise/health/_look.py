@@ -7,7 +7,8 @@ who listens does that. Nothing is marked, and no trace is made.
 import os
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
@@ -30,8 +31,19 @@ from fanwise.sources.counters import Reading, read
 from fanwise.sources.state import SourceState
 from fanwise.store.database import Store
 
-# Without these, records that tell of errors are missing; the log is the last resort.
-NEEDED = ("fserror", "trace", "counters", "mounts")
+# What shows that a filesystem breaks: of each group one source has to be up. ext4 counts its own
+# errors, not data that is not written back, which stands in the log as well. btrfs counts both.
+# xfs counts nothing, and the log's text is no more than a last resort there.
+_EXT4 = (("counters", "fserror"), ("trace", "kmsg"), ("mounts",))
+NEEDED: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
+    {
+        "ext2": _EXT4,
+        "ext3": _EXT4,
+        "ext4": _EXT4,
+        "btrfs": (("counters",), ("mounts",)),
+    }
+)
+_ELSE = (("trace",), ("mounts",))
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -299,15 +311,25 @@ class _Look:
         if writer is None and not counts:
             lacks.append(f"{known.fstype} counts nothing, and nobody listens")
         elif writer is not None:
-            for name in NEEDED:
-                state = sources.get(name)
-                if state is None or state.state == "down":
-                    reason = None if state is None else state.reason
-                    lacks.append(f"{name} is down" + (f": {reason}" if reason else ""))
+            lacks += missing(known.fstype, sources)
         why = "; ".join(lacks) or None
         if broken:
             return Verdict("incidents", why)
         return Verdict("cannot tell" if lacks else "healthy", why)
+
+
+def missing(fstype: str, sources: Mapping[str, SourceState]) -> list[str]:
+    """Say what is needed to tell whether a filesystem of this type is healthy, and is down."""
+    found = []
+    for group in NEEDED.get(fstype, _ELSE):
+        states = [sources.get(name) for name in group]
+        if any(state is not None and state.state != "down" for state in states):
+            continue
+        reasons = [state.reason for state in states if state is not None and state.reason]
+        verb = "is" if len(group) == 1 else "are"
+        why = f": {'; '.join(dict.fromkeys(reasons))}" if reasons else ""
+        found.append(f"{' and '.join(group)} {verb} down{why}")
+    return found
 
 
 def counters_of(reading: Reading) -> dict[str, int]:
