@@ -321,6 +321,70 @@ def test_killed_at_any_time_the_sum_is_the_superblocks(tmp_path, follow, look):
         assert sum(i["total"] for i in look(it.point)[2]) == total
 
 
+def test_a_check_ends_what_no_counter_counts(tmp_path, follow, look):
+    with volume("ext4", tmp_path, faulty=True, prepare=tree) as it:
+        running = follow(it.point)
+
+        def lose():
+            it.faults.fail("write", 5)
+            assert code_of(lambda: fsync(it.point / "d/f", b"x" * 9000)) == "EIO"
+            it.faults.clear()
+            running.until(lambda r: r["type"] == "incident" and r["errno"] == "EIO")
+
+        lose()
+        assert it.sysfs("errors_count") == "0"
+        it.unmount()
+        it.mount()
+        assert look(it.point)[0] == 1, "mounting it anew is no check"
+        it.unmount()
+        subprocess.run(["e2fsck", "-fy", it.device], capture_output=True)
+        it.mount()
+        said = running.until(lambda r: r["type"] == "incident" and r["status"] == "resolved")[-1]
+        assert said["resolved"] == "the filesystem was checked"
+        assert look(it.point)[0] == 0
+        lose()
+        running.stop()
+        assert [i["status"] for i in look(it.point)[2]] == ["open"]
+        it.unmount()
+        subprocess.run(["e2fsck", "-fy", it.device], capture_output=True)
+        it.mount()
+        assert look(it.point)[0] == 0, "nobody listened"
+
+
+def test_an_operator_ends_what_nothing_tells_of(tmp_path, follow, look, run, environ):
+    with volume("xfs", tmp_path, faulty=True, prepare=tree) as it:
+        running = follow(it.point)
+        found = []
+        for name in "fgh":
+            it.faults.fail("write", 5)
+            assert code_of(lambda name=name: fsync(it.point / "d" / name, b"x" * 9000)) == "EIO"
+            it.faults.clear()
+            found.append(running.until(
+                lambda r: r["type"] == "incident" and r["id"] not in found
+            )[-1]["id"])  # fmt: skip
+        first, second, third = found
+        assert run("health", "resolve", first, environ=environ)[0] == 0
+        assert {i["id"] for i in look(it.point)[2]} == {second, third}
+        said = running.until(lambda r: r["type"] == "incident" and r["status"] == "resolved")[-1]
+        assert (said["id"], said["resolved"]) == (first, "by an operator")
+        running.stop()
+        assert run("health", "resolve", second, environ=environ)[0] == 0
+        assert run("health", "resolve", second, environ=environ)[0] == 1, "it is not open"
+        assert {i["id"] for i in look(it.point)[2]} == {third}
+        running = follow(it.point)
+        assert {i["id"] for i in look(it.point)[2]} == {third}
+        assert run("health", "resolve", third, environ=environ)[0] == 0
+        assert look(it.point)[0] == 0
+        it.faults.fail("write", 5)
+        assert code_of(lambda: fsync(it.point / "d/f", b"y" * 9000)) == "EIO"
+        it.faults.clear()
+        again = running.until(
+            lambda r: r["type"] == "incident" and r["status"] == "open" and r["count"]
+        )[-1]
+        assert again["id"] not in found
+        running.stop()
+
+
 def test_a_second_follower_reads_what_the_first_writes(tmp_path, follow, fanwise, environ):
     with broken(tmp_path, "f", "g") as it:
         first = follow(it.point)

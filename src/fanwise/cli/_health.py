@@ -18,7 +18,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 class _Command(click.Command):
-    # `show` and `ack` take the place of a PATH; a path of that name is written ./show.
+    # `show`, `ack` and `resolve` take the place of a PATH; a path of that name is written ./show.
     def make_context(
         self,
         info_name: str | None,
@@ -26,7 +26,7 @@ class _Command(click.Command):
         parent: click.Context | None = None,
         **extra: object,
     ) -> click.Context:
-        command = {"show": show, "ack": ack}.get(args[0]) if args else None
+        command = {"show": show, "ack": ack, "resolve": resolve}.get(args[0]) if args else None
         if command is None:
             return super().make_context(info_name, args, parent, **extra)
         return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
@@ -63,7 +63,7 @@ def command(
     told.
 
     `fanwise health show ID` prints all of one incident, `fanwise health ack ID` notes that somebody
-    has seen it.
+    has seen it, `fanwise health resolve ID` that it is over, where no counter tells.
     """
     output = Output()
     if schema:
@@ -253,17 +253,27 @@ def ack(file: str | None, id: str) -> int:
     return Exit.OK
 
 
+@click.command()
+@click.argument("id")
+@click.pass_obj
+def resolve(file: str | None, id: str) -> int:
+    """Note that the incident ID is over, where no counter or check tells: after xfs_repair."""
+    if not health.resolve(id, settings=config.load(file).config.health):
+        raise _no_such(id, "open incident")
+    return Exit.OK
+
+
 class NoSuchIncident(FanwiseError):
     """There is no incident of this id in the database."""
 
     exit_status = Exit.NO
 
 
-def _no_such(id: str) -> NoSuchIncident:
+def _no_such(id: str, what: str = "incident") -> NoSuchIncident:
     remedy = "fanwise health --since 1w lists those that there are"
     if id.startswith("live-"):
         remedy = "it is seen in counters and not stored yet: run fanwise health --follow"
-    return NoSuchIncident(f"there is no incident {id}", remedy)
+    return NoSuchIncident(f"there is no {what} {id}", remedy)
 
 
 def _time(text: str) -> float:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         Report as Report,
         acknowledge as acknowledge,
         look as look,
+        resolve as resolve,
     )
     from fanwise.health._writeback import (
         WritebackError as WritebackError,
@@ -68,6 +69,7 @@ _HOMES = {
     "look": "fanwise.health._look",
     "WritebackError": "fanwise.health._writeback",
     "WritebackErrors": "fanwise.health._writeback",
+    "resolve": "fanwise.health._look",
     "writeback_errors": "fanwise.health._writeback",
 }
 

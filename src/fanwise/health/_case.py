@@ -270,8 +270,9 @@ class Ledger(msgspec.Struct, kw_only=True):
     """A filesystem's open cases, and the counters that are the truth about them.
 
     ``counter`` is ext4's errors_count as last read, ``closed`` what cases that are no longer open
-    have of it. ``stats`` are btrfs's, by device and kind. ``lost`` counts records known to be lost
-    for this filesystem, ``uncounted`` says that there were more.
+    have of it, ``checked`` when it was checked last, in seconds since the epoch. ``stats`` are
+    btrfs's, by device and kind. ``lost`` counts records known to be lost for this filesystem,
+    ``uncounted`` says that there were more.
     """
 
     dev: Dev
@@ -279,6 +280,7 @@ class Ledger(msgspec.Struct, kw_only=True):
     cases: list[Case] = []
     counter: int | None = None
     closed: int = 0
+    checked: int = 0
     stats: dict[str, int] = {}
     lost: int = 0
     uncounted: bool = False

@@ -48,6 +48,7 @@ from fanwise.sources.counters import BtrfsDevice, ErrorPoint, Ext4Counters, adva
 
 WINDOW = 2.0  # seconds within which records are about one thing
 REST = 0.1  # seconds after an event until ext4's counter has it
+CHECKED = "the filesystem was checked"
 MOST_OPEN = 100  # incidents of one filesystem
 
 # What joins whatever its device's filesystem said, because it names no object of the filesystem.
@@ -181,9 +182,7 @@ class Correlator:
             return []
         before = ledger.counter
         if advance(before, counters.errors).went_back:
-            self._resolve(
-                ledger, [c for c in ledger.cases if c.counted], "the filesystem was checked"
-            )
+            self._resolve(ledger, [c for c in ledger.cases if c.counted], CHECKED)
             ledger.closed = 0
         ledger.counter = counters.errors
         for point in (counters.first, counters.last):
@@ -194,6 +193,21 @@ class Correlator:
             self._hold(ledger, counters, before is None, at, now)
         elif difference < 0 and now - ledger.last_event >= REST:
             self._cut(ledger)
+        return self._flush()
+
+    def checked(self, dev: Dev, at: int | None) -> list[Incident]:
+        """When the filesystem was checked last (seconds since the epoch), as its superblock says.
+
+        What was seen before is resolved, also what no counter counts.
+        """
+        ledger = self._ledgers.get(dev)
+        if ledger is None or at is None or at <= ledger.checked:
+            return []
+        before = [case for case in ledger.cases if case.last_seen < at + 1]
+        if ledger.checked or before:
+            self._resolve(ledger, before, CHECKED)
+            ledger.counter, ledger.closed = 0, 0  # the check set it back
+        ledger.checked = at
         return self._flush()
 
     def btrfs(self, dev: Dev, devices: Iterable[BtrfsDevice], at: float) -> list[Incident]:

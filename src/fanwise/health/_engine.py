@@ -172,6 +172,14 @@ class Engine:
                 continue
             self._notes[name] = body
         self.correlator.restore(ledgers)
+        self._closed(self._keeping.closed())
+
+    # By an operator, who wrote it into the database.
+    def _closed(self, resolutions: dict[str, str]) -> None:
+        for ledger in self.correlator.ledgers():
+            for case in list(ledger.cases):
+                if case.id in resolutions:
+                    self._keep(self.correlator.resolve(case.id, resolutions[case.id]))
 
     def finish(self) -> list[Incident | Sources]:
         """Read what is there still; give the rest of what is to be told."""
@@ -301,6 +309,7 @@ class Engine:
                 self._count(known)
         if now >= self._next_check:
             self._next_check = now + _CHECK
+            self._closed(self._keeping.closed())
             for loss in self.channels.check():
                 self._lost(loss)
             if self.channels.retry():
@@ -370,6 +379,7 @@ class Engine:
                 self.correlator.renumbered(before, known.dev)
                 self._forget(before)
         self._keep(self.correlator.mounted(known.dev, known.fs))
+        self._keep(self.correlator.checked(known.dev, finding.checked))
         self._shown(known)
         waiting, known.waiting = known.waiting, []
         for seen in waiting:

@@ -365,6 +365,11 @@ class Incidents:
             "resolved = ?, resolution = ? WHERE id = ? AND resolved IS NULL", when, resolution, id
         )
 
+    def resolutions(self) -> dict[str, str]:
+        """Return what resolved each incident that is resolved, by id."""
+        rows = self.store.execute("SELECT id, resolution FROM incident WHERE resolved IS NOT NULL")
+        return {str(id): str(why or "resolved") for id, why in rows}
+
     def _touch(self, what: str, *values: str | float) -> bool:
         with self.store.transaction():
             self.store.execute(f"UPDATE incident SET {what}", values)

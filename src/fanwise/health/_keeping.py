@@ -43,6 +43,8 @@ class Keeping:
         self._notes: dict[str, bytes] = {}
         self._avoid: frozenset[str] = frozenset()
         self._job: Job | None = None
+        self._resolutions: dict[str, str] = {}
+        self._look = False
         self._closing = False
         self._done = False
         self._thread: threading.Thread | None = None
@@ -56,6 +58,7 @@ class Keeping:
         self.keeper.open()
         try:
             notes = self.keeper.incidents.notes()
+            self._resolutions = self.keeper.resolutions()
             self.keeper.do(_listens(time.time()))
         except BaseException:
             self.keeper.close()
@@ -84,6 +87,13 @@ class Keeping:
         with self._condition:
             self._job = job
             self._condition.notify()
+
+    def closed(self) -> dict[str, str]:
+        """Return what resolved incidents, by id, as of the call before; and look again."""
+        with self._condition:
+            self._look = True
+            self._condition.notify()
+            return self._resolutions
 
     @property
     def place(self) -> Place:
@@ -119,7 +129,9 @@ class Keeping:
                 self._busy = False
                 self._condition.notify_all()
                 self._condition.wait_for(
-                    lambda: self._records or self._notes or self._job or self._closing,
+                    lambda: (
+                        self._records or self._notes or self._job or self._look or self._closing
+                    ),
                     max(0.0, beaten + BEAT - time.monotonic()),
                 )
                 self._busy = True
@@ -127,6 +139,7 @@ class Keeping:
                 notes, self._notes = self._notes, {}
                 job, self._job = self._job, None
                 avoid, closing = self._avoid, self._closing
+                look, self._look = self._look, False
             now = time.monotonic()
             try:
                 self.keeper.avoid(avoid)
@@ -138,6 +151,8 @@ class Keeping:
                 if now - beaten >= BEAT:
                     beaten = now
                     self.keeper.do(_listens(time.time()))
+                if look:
+                    self._resolutions = self.keeper.resolutions()
                 if now - pruned >= _DAY or not pruned:
                     pruned = now
                     self.keeper.do(_prunes(time.time() - self._keep))

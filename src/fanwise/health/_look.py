@@ -7,7 +7,7 @@ who listens does that. Nothing is marked, and no trace is made.
 import os
 import select
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -177,6 +177,10 @@ class _Look:
                 for name, body in incidents.notes().items()
                 if name.startswith(LEDGER) and body
             )
+            resolutions = incidents.resolutions()
+            for incident in self._correlator.open():
+                if incident.id in resolutions:  # by an operator; the writer has not seen it yet
+                    self._correlator.resolve(incident.id, resolutions[incident.id])
             intervals = incidents.listened()
             listened = intervals[-1].until if intervals else None
             note = said(incidents)
@@ -229,6 +233,7 @@ class _Look:
                     correlator.renumbered(dev, known.dev)
                     break
         correlator.mounted(known.dev, known.fs)
+        correlator.checked(known.dev, self._findings[known.dev].checked)
         reading = self._readings[known.dev] = read(known.place)
         if reading.ext4 is not None:
             correlator.ext4(known.dev, reading.ext4, now)
@@ -352,6 +357,21 @@ def acknowledge(id: str, *, settings: config.Health | None = None) -> bool:
     It is one row, written beside whoever listens. Raises StoreError, and FanwiseError when the
     database stands on a filesystem that fails.
     """
+    return _amend(id, settings, lambda incidents: incidents.ack(id, time.time()))
+
+
+def resolve(id: str, *, settings: config.Health | None = None) -> bool:
+    """Say that an incident is over; False when none of this id is open.
+
+    For what no counter, mount or check tells: the next record of it begins a new incident. Whoever
+    listens takes note within some seconds. Raises what `acknowledge` raises.
+    """
+    return _amend(
+        id, settings, lambda incidents: incidents.resolve(id, time.time(), "by an operator")
+    )
+
+
+def _amend(id: str, settings: config.Health | None, change: Callable[[Incidents], bool]) -> bool:
     settings = settings if settings is not None else config.load().config.health
     for path in databases(settings):
         if not os.path.lexists(path):
@@ -373,5 +393,5 @@ def acknowledge(id: str, *, settings: config.Health | None = None) -> bool:
                 path, "it stands on a filesystem that fails, and is not written to", "repair that"
             )
         with Store(path, SCHEMA, "amend") as store:
-            return Incidents(store).ack(id, time.time())
+            return change(Incidents(store))
     return False

@@ -102,6 +102,14 @@ class Keeper:
             self._remember(work)
             return result
 
+    def resolutions(self) -> dict[str, str]:
+        """Return what resolved each incident that is resolved, in any place that may be read."""
+        found: dict[str, str] = {}
+        for place, incidents in self._open.items():
+            if place == "memory" or self._usable(place):
+                found.update(incidents.resolutions())
+        return found
+
     def _remember(self, work: Callable[[Incidents], T]) -> T:
         memory = self._open["memory"]
         while True:
