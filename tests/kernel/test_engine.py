@@ -114,7 +114,7 @@ def test_a_queue_that_somebody_else_filled(tmp_path):
                 for _ in range(8):
                     it.trigger()
                 at.until(lambda at: at.total() == 8)
-                assert at.open()[0].count_source == "fserror.error"
+                assert at.open()[0].count_source == "fserror"
                 assert at.open()[0].lost == 0
         finally:
             os.close(other)

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
 
 from fanwise.health._case import Ledger
 from fanwise.health._correlate import MOST_OPEN, WINDOW, Correlator
-from fanwise.health._incident import Filesystem, Incident, TrippedBy
+from fanwise.health._incident import Filesystem, Incident, TrippedBy, advice_for
 from fanwise.health._observe import Observation
 from fanwise.sources.counters import BtrfsDevice, ErrorPoint, Ext4Counters
 
@@ -533,3 +533,25 @@ def test_a_report_of_a_files_data_joins_its_write_back():
     bench.see("trace", "writeback", scope="inode", ino=131)
     bench.fserror(131, EIO)
     assert bench.only().channels == ("trace", "fserror")
+
+
+def test_an_inode_whose_metadata_and_data_failed_has_both_in_its_total():
+    it = Bench()
+    it.counter(0)
+    it.see("trace", "writeback", scope="inode", ino=14, count=3)
+    it.see("trace", "io", scope="device", errno=EIO, operation="block write")
+    it.fserror(ino=14, code=EIO)
+    it.trace()
+    it.now += 1
+    it.counter(1)
+    incident = it.only()
+    assert (incident.total, incident.count_source) == (4, "fserror, trace")
+    it.take(it.it.lost([it.dev], 1))
+    assert it.only().at_least
+
+
+def test_no_advice_is_given_twice():
+    for state in ("aborted", "shutdown", "emergency_ro"):
+        for code in (errno.ESHUTDOWN, errno.EROFS, EIO):
+            advice = advice_for(code, state)
+            assert advice.count("check") == advice.count("unmount") == 1, advice

@@ -10,13 +10,15 @@ import urllib.error
 import urllib.request
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from fanwise import FanwiseError
+from fanwise.health._incident import SEVERITY, State
 from fanwise.health._incidents_db import SCHEMA, Incidents, Total
 from fanwise.metrics import health, textfile
-from fanwise.metrics.health import METRICS, Delays, samples
+from fanwise.metrics.health import METRICS, STATES, Delays, samples
 from fanwise.metrics.server import Server, parse_address
 from fanwise.metrics.text import Histogram, Metric, Sample, render
 from fanwise.store.database import Store
@@ -315,3 +317,9 @@ print("free")
 """
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
     assert done.stdout == "free\n", done.stderr
+
+
+def test_the_states_are_those_of_incidents():
+    """metrics is to the left of health, and has a list of its own."""
+    assert tuple(SEVERITY) == STATES
+    assert set(STATES) == set(get_args(State))

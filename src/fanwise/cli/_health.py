@@ -150,6 +150,8 @@ class _Told:
             self._output.write(_health_lines.ready(following.sources, following.writer))
         else:
             self._sources(health.Sources(following.sources))
+            if following.listens:
+                click.echo("fanwise: listening", err=True)
 
     def news(self, found: list[health.Told]) -> None:
         for one in found:

@@ -120,14 +120,20 @@ class Case(msgspec.Struct, kw_only=True):
         return self.held > 0 or any(via in self.evidence for via in (*COUNTED, "counters.error"))
 
     @property
-    def source(self) -> str:
-        """Whose number `total` is."""
+    def _leading(self) -> str:
         if self.counted and self.held:
             return "counters" if "counters.error" in self.evidence else "trace.error"
-        for via in _PRECEDENCE:
-            if self.evidence.get(via):
-                return via
-        return next(iter(self.evidence), "counters")
+        return next(
+            (via for via in _PRECEDENCE if self.evidence.get(via)),
+            next(iter(self.evidence), "counters"),
+        )
+
+    @property
+    def source(self) -> str:
+        """The channel whose number `total` is; a second one counted the file's data."""
+        first = self._leading.partition(".")[0]
+        more = [channel for channel, count in self.data.items() if count == self.written]
+        return f"{first}, {more[0]}" if self.counted and more and more[0] != first else first
 
     @property
     def written(self) -> int:
@@ -144,7 +150,7 @@ class Case(msgspec.Struct, kw_only=True):
         """Errors since it began; never less than one."""
         if self.counted:
             return self.errors + self.written
-        return max(self.evidence.get(self.source, 0), 1)
+        return max(self.evidence.get(self._leading, 0), 1)
 
     @property
     def named(self) -> bool:

@@ -77,9 +77,10 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True, tag="incident", tag_fi
 
     ``revision`` grows with each change: of two records of one ``id`` the higher is right.
     ``count`` is how many errors since it was told last, ``total`` since it began, by
-    ``count_source``; with ``at_least`` there may have been more. Times are seconds since the epoch.
-    ``heard`` are the last programs that were told of a write-back error, by fsync or the like: each
-    open file is told once. Who never asked cannot be known.
+    ``count_source``, a channel (or two: errors, and failures to write a file's data); with
+    ``at_least`` there may have been more. Times are seconds since the epoch. ``heard`` are the last
+    programs that were told of a write-back error, by fsync or the like: each open file is told
+    once. Who never asked cannot be known.
     ``errno`` is a name, None when no channel told one. ``text`` is the kernel's whole message.
     ``lost`` counts records of the filesystem known to be lost. ``merged_into`` is the incident that
     this one turned out to be a part of.
@@ -143,7 +144,7 @@ MEANINGS = MappingProxyType(
         ),
         errno.ESHUTDOWN: Meaning(
             "the filesystem was stopped, on purpose or by its policy",
-            "unmount it, mount it again so that its log is replayed, and check it",
+            "unmount it, mount it again so that its log is replayed; then check it",
         ),
         errno.EROFS: Meaning(
             "the filesystem became read-only",
@@ -175,10 +176,14 @@ _STATE_ADVICE = MappingProxyType(
         "emergency_ro": "errors=remount-ro took effect although it looks writable: remounting does"
         " not clear it; unmount it and check it",
         "aborted": "the journal is aborted: unmount it and check it",
-        "shutdown": "it is shut down: unmount it, mount it again so that its log is replayed",
+        "shutdown": "it is shut down: unmount it, mount it again so that its log is replayed; then"
+        " check it",
         "hung": "it does not answer: look at its device, and for processes in state D",
     }
 )
+
+
+_OF_A_STATE = (errno.ESHUTDOWN, errno.EROFS)
 
 
 def meaning_of(code: int) -> str:
@@ -191,7 +196,10 @@ def advice_for(code: int, state: str) -> str:
     """Say what to do, in one line."""
     first = _STATE_ADVICE.get(state)
     known = MEANINGS.get(code, _UNKNOWN).advice
-    return known if first is None else f"{first}; {known}" if code in MEANINGS else first
+    if first is None:
+        return known
+    # That it was stopped, or cannot be written to, is what the state says.
+    return first if code in _OF_A_STATE or code not in MEANINGS else f"{first}; {known}"
 
 
 def name_of(code: int) -> str | None:

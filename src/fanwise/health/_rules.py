@@ -24,12 +24,14 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
 from fanwise._errors import ConfigError
 from fanwise.config import nearest, read_toml
+from fanwise.health._incident import SEVERITY, Scope
+from fanwise.health._observe import Channel
 from fanwise.names.globs import translate
 from fanwise.sinks.webhook import read_secret, wrong_url
 
@@ -40,18 +42,7 @@ Words = Globs
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 
-SCOPES = ("fs", "group", "inode", "block", "device")
-STATES = (
-    "ok",
-    "unknown",
-    "warning",
-    "read_only",
-    "emergency_ro",
-    "aborted",
-    "shutdown",
-    "hung",
-)
-CHANNELS = ("fserror", "trace", "counters", "mounts", "kmsg", "probe")
+SCOPES, STATES, CHANNELS = get_args(Scope), tuple(SEVERITY), get_args(Channel)
 ERRNOS = tuple(sorted(errnos.errorcode.values()))
 _MOST_REMEMBERED = 10_000  # incidents for which a rule with ``once`` was carried out
 
