@@ -13,7 +13,7 @@ from fanwise.health import writeback_errors
 from fanwise.health._below import Below
 from fanwise.health._locate_child import above
 from tests.kernel.conftest import run
-from tests.kernel.faults import volume
+from tests.kernel.faults import small_tmpfs, volume
 
 DATABASE = """
 import os, sys
@@ -119,6 +119,45 @@ def test_who_was_told_by_syncfs(disk, tracefs):
             if told:
                 break
         assert (told[0].how, told[0].pid, told[0].errno) == ("syncfs", child.pid, errno.EIO)
+
+
+def test_a_device_without_room(tmp_path, tracefs):
+    """A sparse image on a full tmpfs: what a thin pool does to who never calls fsync."""
+    with (
+        small_tmpfs(tmp_path / "small") as small,
+        volume("ext4", tmp_path, image=small / "i", options="errors=continue") as it,
+    ):
+        (it.point / "db").mkdir()
+        (it.point / "db/table").touch()
+        with writeback_errors(it.point / "db", tracefs=tracefs) as errors:
+            write_out(it, "db/table", os.urandom(12 << 20))
+            found = errors.wait(10)
+            while not any(error.scope == "object" for error in found):
+                found = errors.wait(10)
+                assert found, "nothing was told"
+        (error,) = [error for error in found if error.scope == "object"]
+        assert (error.errno, error.path) == (errno.ENOSPC, str(it.point / "db/table"))
+
+
+NOBODY = """
+import sys
+from fanwise import PermissionNeeded
+from fanwise.health._writeback import writeback_errors
+try:
+    writeback_errors("/", tracefs=sys.argv[1]).open()
+except PermissionNeeded as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_who_may_not_trace_is_told_what_it_takes(tracefs):
+    # The tests' interpreter may be in a directory of root's.
+    caps = "+dac_read_search"
+    argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"--inh-caps={caps}",
+            f"--ambient-caps={caps}", sys.executable, "-c", NOBODY, tracefs]  # fmt: skip
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.stdout.startswith("PermissionNeeded /: write-back errors cannot be listened"), done
+    assert "root" in done.stdout or "tracefs" in done.stdout
 
 
 def test_metadata_is_the_filesystems(tmp_path, tracefs):

@@ -356,10 +356,11 @@ def writeback_errors(
                 ...                         # WritebackError
 
     With ``syncfs`` it is told, too, who syncfs told. That is off because the kernel then takes the
-    long way into and out of every system call of the machine. ``tracefs``: where it is mounted, by
-    default its first mount. Entering raises NoSuchRoot; PermissionNeeded and FeatureMissing, with
-    the remedy, where there is no right to trace, or no tracefs. Nothing is known of errors before
-    it was entered.
+    long way into and out of every system call of the machine: measured 30 to 35 ns more for each,
+    which is 10 % of a cached pread of 4 KiB. ``tracefs``: where it is mounted, by default its first
+    mount. Entering raises NoSuchRoot; NotWatchable for a filesystem that does not answer;
+    PermissionNeeded and FeatureMissing, with the remedy, where there is no right to trace, or no
+    tracefs. Nothing is known of errors before it was entered.
     """
     return WritebackErrors(path, syncfs=syncfs, tracefs=tracefs)
 
