@@ -106,6 +106,21 @@ def question(name: str) -> Callable[[Json], str]:
     return render
 
 
+def detect(results: Json) -> str:
+    """Who tells what of each fault: a row for each fault, because there are more of these."""
+    answer = results.get("detect")
+    if not answer:
+        return not_measured("detect")
+    told = {name: runs[0] for name, runs in answer["runs"].items()}
+    rows = [
+        [heading, *(texts.get(key, "") for texts in told.values())]
+        for key, heading, _ in _report.columns_of("detect", answer)
+    ]
+    rows += [[name, short(why), *[""] * (len(told) - 1)] for name, why in answer["missing"].items()]
+    said = f"`{answer['command']}` on {answer['when']}.\n"
+    return "\n".join([said, *_report.table(["fault", *told], rows)]) + "\n"
+
+
 BLOCKS: dict[str, Callable[[Json], str]] = {
     "versions": versions,
     "machine": machine,

@@ -125,6 +125,7 @@ BLOCKS = {
     "guarantees.md": {"rungs": render_rungs},
     "cli.md": {"help": render_help, "statuses": render_statuses},
     "configuration.md": {"variables": render_variables, "default": render_default_file},
+    "health.md": {"detect": lambda: _page.detect(_page.results())},
     "metrics.md": {"metrics": render_metrics},
     "lifetimes.md": {"lifetimes": render_lifetimes},
     "peers.md": {name: _page.block(name) for name in _page.BLOCKS},
