@@ -574,6 +574,25 @@ def test_a_reader_says_what_its_writer_does_not_listen_to(tmp_path, follow, fanw
         assert f"{two.point}: it is not listened to" in second.errors()
 
 
+def test_a_path_on_what_hangs_is_answered_in_time(tmp_path, follow, look):
+    with broken(tmp_path, "f", faulty=True) as it:
+        running = follow(it.point)
+        met(it, "f")
+        running.until(lambda r: r["type"] == "incident" and r["object"]["path"])
+        running.stop()
+        with it.unmounted():
+            pass
+        it.faults.hang("read")
+        try:
+            began = time.monotonic()
+            status, (state,), incidents, _ = look(it.point / "d")
+            assert time.monotonic() - began < 10
+        finally:
+            it.faults.clear()
+        assert (status, state["state"]) == (1, "hung")
+        assert [i["applies"] for i in incidents if i["scope"] == "inode"] == ["object"]
+
+
 def test_on_another_device_number_it_is_the_same_filesystem(tmp_path, follow, look):
     with broken(tmp_path, "f") as it:
         running = follow(it.point)

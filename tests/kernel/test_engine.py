@@ -12,7 +12,7 @@ import pytest
 
 from fanwise import config
 from fanwise.health._engine import Engine, Sources
-from fanwise.health._incident import Incident
+from fanwise.health._incident import Incident, Object
 from fanwise.health._keeping import Keeping
 from fanwise.health._locate import Paths
 from fanwise.health._places import Keeper
@@ -54,7 +54,7 @@ class Listener:
 
 
 @contextlib.contextmanager
-def listening(where, *points, trace=True, settings=SETTINGS, deadline=5.0):
+def listening(where, *points, trace=True, settings=SETTINGS, deadline=5.0, locator=None):
     with contextlib.ExitStack() as stack:
         tracefs = where / "tracefs"
         tracefs.mkdir(exist_ok=True)
@@ -65,7 +65,7 @@ def listening(where, *points, trace=True, settings=SETTINGS, deadline=5.0):
             Keeping(Keeper(where / "state" / "health.db", where / "second.db")),
             settings,
             points=[os.fsencode(point) for point in points],
-            locator=Paths(),
+            locator=locator or Paths(),
             tracefs=str(tracefs),
             deadline=deadline,
         )
@@ -197,6 +197,29 @@ def test_a_filesystem_that_does_not_answer(tmp_path):
             it.faults.clear()
             meeting.join()
         at.until(lambda at: not any(one.state == "hung" for one in at.open()))
+
+
+def test_a_search_that_does_not_return(tmp_path):
+    """The root is in memory, so the probe gets an answer; what looks for a path gets none."""
+    locator = Paths(seconds=0.2, margin=0.1)
+    with (
+        volume("ext4", tmp_path, faulty=True, prepare=tree) as it,
+        listening(tmp_path, it.point, locator=locator) as at,
+    ):
+        try:
+            it.faults.hang("read")
+            it.trigger()
+            at.until(lambda at: at.total() == 1)
+            incident = msgspec.structs.replace(at.open()[0], object=Object(ino=99))
+            locator.locate(msgspec.structs.replace(incident, id="another"))
+            at.until(lambda at: any(one.state == "hung" for one in at.open()))
+            time.sleep(2 * SETTINGS.probe)
+            at.take(at.engine.read(0))
+            assert any(one.state == "hung" for one in at.open()), "although the probe is answered"
+        finally:
+            it.faults.clear()
+        at.until(lambda at: not any(one.state == "hung" for one in at.open()))
+        assert at.total() == 1
 
 
 def test_data_that_is_not_written_back(tmp_path):

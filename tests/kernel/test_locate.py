@@ -312,8 +312,9 @@ def test_the_helper_stands_back(tmp_path):
 
 def test_a_path_on_what_hangs_is_known_by_its_name(tmp_path):
     with volume("ext4", tmp_path, faulty=True, prepare=fill) as it:
+        with it.unmounted():
+            pass
         it.faults.hang("read")
-        subprocess.run(["sh", "-c", "echo 2 > /proc/sys/vm/drop_caches"], check=True)
         try:
             before = time.monotonic()
             hung, above, other = targets([it.point / "a/b", it.point, tmp_path], 1.0)
@@ -322,6 +323,7 @@ def test_a_path_on_what_hangs_is_known_by_its_name(tmp_path):
             it.faults.clear()
         assert (hung.key, hung.path, hung.device) == (None, str(it.point / "a/b"), above.device)
         assert (above.whole, other.key) == (True, None)
+        assert [one.hung for one in (hung, above, other)] == [True, False, False]
         for _ in range(100):
             assert targets([it.point])[0].key
             if not _stuck:

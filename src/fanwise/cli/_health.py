@@ -143,6 +143,7 @@ class _Told:
         self._output, self._following = output, following
         self._json, self._restricted = as_json, restricted
         self._ids: set[str] = set()
+        self._bad: set[str] = set()  # sources that were said not to be up
 
     def ready(self) -> None:
         following = self._following
@@ -177,8 +178,12 @@ class _Told:
     def _sources(self, said: health.Sources) -> None:
         from fanwise.cli._health_text import sources
 
+        bad = {name for name, state in said.sources.items() if state.state != "up"}
         for text in sources(said):
             click.echo(f"fanwise: {text}", err=True)
+        for name in sorted(self._bad - bad):
+            click.echo(f"fanwise: {name} is up again", err=True)
+        self._bad = bad
 
     def stopped(self) -> None:
         if self._json:

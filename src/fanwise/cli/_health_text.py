@@ -175,7 +175,11 @@ def details(entry: Entry) -> str:
 
 
 def sources(said: Sources) -> Iterator[str]:
-    """Make a line for each source that is not up."""
+    """Make a line for each source that is not up; one for all that nobody listens to."""
+    reasons = {state.reason for state in said.sources.values()}
+    if len(said.sources) > 1 and len(reasons) == 1 and None not in reasons:
+        yield visible(f"{', '.join(said.sources)} are down: {reasons.pop()}")
+        return
     for name, state in said.sources.items():
         if state.state != "up" or state.lost:
             lost = f", {state.lost} records lost" if state.lost else ""

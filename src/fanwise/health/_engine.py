@@ -83,6 +83,10 @@ class Locator(Protocol):
     def filenos(self) -> list[int]:
         """Descriptors that are readable when something was found."""
 
+    @property
+    def hung(self) -> list[str]:
+        """The devices (MAJOR:MINOR) of filesystems whose helper does not return."""
+
     def close(self) -> None:
         """Give up."""
 
@@ -304,6 +308,9 @@ class Engine:
         if self._locator is not None:
             for id_, path, source in self._locator.found():
                 self._keep(self.correlator.located(id_, path, source))
+            for device in self._locator.hung:
+                dev = _dev(device)
+                self._keep(self.correlator.state(dev, "hung", time.time(), "probe"))
         for known in list(self.filesystems.known.values()):
             if known.due is not None and known.due <= now and known.identified:
                 self._count(known)
@@ -346,7 +353,8 @@ class Engine:
                 self._identify(known, finding)
             elif known.found(finding):
                 self._keep(self.correlator.mounted(known.dev, known.fs))
-            if finding.state in ("ok", "shutdown", "hung"):
+            elsewhere = self._locator is not None and known.fs.device in self._locator.hung
+            if finding.state in ("shutdown", "hung") or (finding.state == "ok" and not elsewhere):
                 self._keep(self.correlator.state(known.dev, finding.state, time.time(), "probe"))
         try:
             self.filesystems.ask(now, self._settings.probe)
@@ -619,6 +627,11 @@ ENGINE: Lifetime[Engine] = Lifetime(
         "what listens has its channels": lambda e: e.state != "OPEN" or e.channels.state == "OPEN",
     },
 )
+
+
+def _dev(device: str) -> Dev:
+    major, _, minor = device.partition(":")
+    return int(major), int(minor)
 
 
 def _note(dev: Dev) -> str:

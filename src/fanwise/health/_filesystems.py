@@ -119,7 +119,8 @@ def device_of(dev: Dev) -> Filesystem | None:
 class Filesystems:
     """Every filesystem of this machine's devices that is mounted, by its superblock's device.
 
-    ``points`` restricts it to the filesystems that are mounted there.
+    ``points`` restricts it to the filesystems that are mounted there. ``checks``: each is asked
+    when it was checked last, until it is identified.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Filesystems:
         deadline: float = DEADLINE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.checks = True
         self.points = None if points is None else frozenset(points)
         self.known: dict[Dev, Known] = {}
         self._deadline, self._clock = deadline, clock
@@ -185,7 +187,7 @@ class Filesystems:
                 break
             if known.next <= now and known not in self._asked and known.probe is not None:
                 known.next = now + again
-                if known.probe.ask():
+                if known.probe.ask(self.checks and not known.identified):
                     self._asked.append(known)
                     started.append(known)
         return started

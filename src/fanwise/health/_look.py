@@ -137,6 +137,7 @@ class _Look:
 
     def run(self, deadline: float) -> Report:
         writer = writer_of(self._places[0])
+        self._filesystems.checks = writer is None  # it asked already
         listened, points, sources = self._database(writer)
         self._filesystems.update(mounts())
         try:
@@ -201,7 +202,8 @@ class _Look:
     # All at once, within one deadline.
     def _probe(self, deadline: float) -> None:
         until = time.monotonic() + deadline
-        waiting = set(self._filesystems.known)
+        hung = {target.mount.dev for target in self._selection.targets if target.hung}
+        waiting = set(self._filesystems.known) - hung
         try:
             while waiting:
                 self._filesystems.ask(time.monotonic(), deadline * 10)
@@ -216,7 +218,7 @@ class _Look:
                 select.select(pending, (), (), min(left, 1.0))
         except FanwiseError as error:
             self._notes.append(str(error))
-        for dev in waiting:
+        for dev in waiting | (hung & set(self._filesystems.known)):
             self._findings[dev] = Finding("hung")
 
     def _count(self, known: Known) -> None:

@@ -60,13 +60,16 @@ class Probe:
         self._until = 0.0
         PROBE.start(self)
 
-    def ask(self) -> bool:
-        """Start a look; False while the one before has not come back. Raises FanwiseError."""
+    def ask(self, checked: bool = False) -> bool:
+        """Start a look; False while the one before has not come back. Raises FanwiseError.
+
+        ``checked``: also for when it was checked last, which may need the disk.
+        """
         if self.state in ("ASKED", "HUNG"):
             return False
         try:
             self._helper = subprocess.Popen(
-                self._argv,
+                [*self._argv, "checked"] if checked else self._argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

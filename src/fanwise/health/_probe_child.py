@@ -1,10 +1,10 @@
 """Looks at one filesystem, in a process of its own: whoever asks a sick one may never return.
 
 Run as a file, by `fanwise.health._probe`: arguments are the filesystem's type, and its mount point;
-the answer is one line of JSON. It opens the root and asks for statistics, UUID and label, and reads
-from the device when ext4 was checked last; on a healthy filesystem all of it is in memory. xfs
-refuses even the opening once it is shut down (xfs_dir_open); on Linux up to 6.18 nothing else shows
-that.
+the answer is one line of JSON. It opens the root and asks for statistics, UUID and label; nothing
+of it needs the disk on a healthy filesystem. xfs refuses even the opening once it is shut down
+(xfs_dir_open); on Linux up to 6.18 nothing else shows that. With a third argument, ``checked``, it
+reads from the device when ext4 was checked last, which may need the disk: once for each mount.
 
 Imports the standard library only: it must start fast, and whatever the host's path is.
 """
@@ -21,7 +21,7 @@ _GETFSLABEL = 0x81009431  # FS_IOC_GETFSLABEL: char label[256]
 _RDONLY = 1  # ST_RDONLY
 
 
-def look(fstype: str, point: str) -> dict[str, object]:
+def look(fstype: str, point: str, more: str = "") -> dict[str, object]:
     """Answer with ``state``, ``errno``, ``uuid``, ``label`` and ``checked``.
 
     ``checked`` is when ext4 was last checked as a whole, in seconds since the epoch. None is what
@@ -40,7 +40,7 @@ def look(fstype: str, point: str) -> dict[str, object]:
         os.fstatvfs(fd)
         answer["uuid"] = _uuid(fd)
         answer["label"] = _label(fd)
-        if fstype in ("ext2", "ext3", "ext4"):
+        if more == "checked" and fstype in ("ext2", "ext3", "ext4"):
             answer["checked"] = _checked(os.fstat(fd).st_dev)
     except OSError as error:
         answer["state"] = "shutdown" if error.errno == errno.ESHUTDOWN else "unknown"

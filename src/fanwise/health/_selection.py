@@ -41,7 +41,7 @@ class Selection:
         self.paths = tuple(target.path for target in self.targets)
         self.points = {target.mount.mount_point for target in self.targets} or None
         self._below = [(target, Below(target)) for target in self.targets]
-        self._locate = Locate(seconds=deadline, margin=0.0)
+        self._locate = Locate(seconds=deadline / 2, margin=0.0)
         # What lies above a path: None while it is asked, () where nobody can tell.
         self._above: dict[tuple[str, str], Above | None] = {}
 
@@ -65,8 +65,9 @@ class Selection:
         ino = ino if incident.scope == "inode" else None
         above: Above | None = None
         if ino is not None and path is not None and not target.whole:
-            above = self._above_of(incident, target)
-            if above is not None and (target.key is None or not any(above)):
+            # Where the filesystem does not say what the path is, there is nothing to ask for.
+            above = () if target.key is None else self._above_of(incident)
+            if above is not None and not any(above):
                 return "object" if _inside(path, target) else "elsewhere"
         below.send(target.device, ino, path, above=above, errno=0)
         for seen in below.read():
@@ -75,7 +76,7 @@ class Selection:
             return "fs" if ino is None else "object"
         return "elsewhere"
 
-    def _above_of(self, incident: Incident, target: Target) -> Above | None:
+    def _above_of(self, incident: Incident) -> Above | None:
         asked = incident.fs.device, incident.object.path or ""
         if asked not in self._above:
             if len(self._above) >= _MOST:

@@ -30,13 +30,15 @@ class Target(msgspec.Struct, frozen=True):
     """A path as it was when it was looked up.
 
     ``path`` is absolute, without symbolic links where these could be read. ``key`` is device and
-    inode as stat has them, None where the filesystem did not answer.
+    inode as stat has them, None where the filesystem did not tell; ``hung`` when it did not answer
+    in time.
     """
 
     path: str
     mount: Mount
     key: tuple[int, int] | None
     folder: bool = True
+    hung: bool = False
 
     @property
     def device(self) -> str:
@@ -71,10 +73,11 @@ def targets(
     said = _ask([os.fsencode(path).hex() for path in absolute], deadline)
     there = mounts()
     by_id = {mount.id: mount for mount in there}
-    found = []
+    found: list[Target] = []
     for path, answer in zip(absolute, said, strict=True):
         if answer is None:
-            found.append(Target(path, _over(path, there), None))
+            first = not any(target.hung for target in found)  # those behind it were not asked
+            found.append(Target(path, _over(path, there), None, hung=first))
             continue
         if answer.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
             raise NoSuchRoot(path, os.strerror(answer.errno))
