@@ -116,6 +116,7 @@ def test_a_queue_that_somebody_else_filled(tmp_path):
                 at.until(lambda at: at.total() == 8)
                 assert at.open()[0].count_source == "fserror"
                 assert at.open()[0].lost == 0
+                assert it.sysfs("errors_count") == "8"
         finally:
             os.close(other)
 
@@ -131,6 +132,7 @@ def test_unmounted_with_a_report_pending(tmp_path):
         it.trigger()
         at.until(lambda at: at.total() == 3)
         assert len(at.open()) == 1
+        assert it.sysfs("errors_count") == "3"
 
 
 def test_a_counter_that_is_garbage(tmp_path):
