@@ -724,6 +724,11 @@ def test_the_failing_filesystem_is_not_written_to(tmp_path, follow, environ, run
         eventually(lambda: stored(tmp_path / "second.db") == 2)
         running.stop()
         assert before == [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        running = follow(it.point, environ=home)
+        assert "second place" in running.ready["sources"]["database"]["reason"]
+        assert running.type("incident")["id"] == record["id"]
+        running.stop()
+        assert before == [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         status, out, _ = run("health", "--json", it.point, environ=home)
         assert status == 1
         assert record["id"] in out

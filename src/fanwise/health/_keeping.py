@@ -59,6 +59,7 @@ class Keeping:
         try:
             notes = self.keeper.incidents.notes()
             self._resolutions = self.keeper.resolutions()
+            self._avoid = self.keeper.avoided
             self.keeper.do(_listens(time.time()))
         except BaseException:
             self.keeper.close()

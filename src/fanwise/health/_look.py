@@ -382,15 +382,8 @@ def _amend(id: str, settings: config.Health | None, change: Callable[[Incidents]
             incidents = Incidents(store)
             if incidents.get(id) is None:
                 continue
-            failing = {
-                device
-                for stored in incidents.listing(open_only=True)
-                for device in (
-                    stored.record["fs"]["device"],
-                    *(stored.record["fs"].get("devices") or ()),
-                )
-            }
-        if failing & lives_on(path):
+            broken = _places.failing(incidents)
+        if broken & lives_on(path):
             raise StoreError(
                 path, "it stands on a filesystem that fails, and is not written to", "repair that"
             )

@@ -52,6 +52,9 @@ class Keeper:
     def open(self) -> None:
         """Open the places, and bring home what an earlier run left elsewhere.
 
+        Nothing is written to what had an open incident when the last run ended, but for the lock
+        and the log's index, without which nobody knows.
+
         Raises BusyError when another process writes; ForeignFile and NewerFormat, which an
         operator must look at. A full, read-only or damaged place is passed over.
         """
@@ -69,6 +72,8 @@ class Keeper:
             self._open["memory"] = Incidents(memory)
             for incidents in list(self._open.values())[:-1]:
                 self._mirror(incidents)
+            # What failed when a run ended fails until somebody says otherwise.
+            self._avoided = failing(self._open["memory"])
         except BaseException:
             KEEPER.advance(self, "close")
             self._release()
@@ -129,6 +134,11 @@ class Keeper:
         except NoRoom:  # a long history: the open ones are what matters
             for stored in incidents.listing(open_only=True):
                 self._remember(partial(_put, record=stored.record))
+
+    @property
+    def avoided(self) -> frozenset[str]:
+        """The devices that are not written to."""
+        return self._avoided
 
     def avoid(self, devices: Iterable[str]) -> Place:
         """Never write to what stands on these devices (``MAJOR:MINOR``), from now on.
@@ -207,6 +217,19 @@ KEEPER: Lifetime[Keeper] = Lifetime(
         "there is always a place": lambda k: k.state != "OPEN" or "memory" in k._open,
     },
 )
+
+
+def failing(incidents: Incidents) -> frozenset[str]:
+    """Return the devices of filesystems with an open incident, and of what these stand on."""
+    return frozenset(
+        device
+        for stored in incidents.listing(open_only=True)
+        for device in (
+            stored.record["fs"].get("device"),
+            *(stored.record["fs"].get("devices") or ()),
+        )
+        if isinstance(device, str)
+    )
 
 
 def _put(incidents: Incidents, record: dict[str, Any]) -> None:

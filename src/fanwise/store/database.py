@@ -122,7 +122,8 @@ class Store:
                 f"has version {version}, and this fanwise knows {self.schema.version}",
                 "use the newer fanwise, or another state directory",
             )
-        self._connect("rw" if self.mode != "read" else "ro")
+        if self._connection is None:
+            self._connect("rw" if self.mode != "read" else "ro")
         if self.mode == "write":
             self._check()
             if self._execute("PRAGMA journal_mode=WAL") != [("wal",)]:
@@ -160,7 +161,8 @@ class Store:
             _place.check_directory(self.path)
         _place.check_header(self.path, self.schema.application_id)
 
-    # The version of the file, read without the right to write; 0 for one that is new.
+    # The version of the file, read without the right to write; 0 for one that is new. The writer's
+    # connection stays: closing it would fold the log into the file, and so write.
     def _version(self) -> int:
         if os.stat(self.path).st_size == 0 and not Path(f"{self.path}-wal").exists():
             return 0
@@ -179,7 +181,8 @@ class Store:
                 )
             return self._number("PRAGMA user_version") if said else 0
         finally:
-            self._disconnect()
+            if self.mode != "write":
+                self._disconnect()
 
     def _migrating(self, version: int) -> Iterator[str]:
         for number, migration in enumerate(self.schema.migrations, start=1):
