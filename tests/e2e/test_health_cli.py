@@ -782,6 +782,7 @@ def test_not_root_it_says_what_it_cannot_see(tmp_path, fanwise, environ):
             "FANWISE_HEALTH_STATE": str(home / "state"),
             "FANWISE_HEALTH_TRACEFS": environ["FANWISE_HEALTH_TRACEFS"],
             "FANWISE_HEALTH_COUNTERS": "0.5",
+            "FANWISE_HEALTH_ONLY": str(it.point),
         }
         # The tests' interpreter may be in a directory of root's.
         caps = "+dac_read_search"

@@ -10,7 +10,7 @@ import time
 import msgspec
 import pytest
 
-from fanwise import config
+from fanwise import config, health
 from fanwise.health._engine import Engine, Sources
 from fanwise.health._incident import Incident, Object
 from fanwise.health._keeping import Keeping
@@ -222,6 +222,27 @@ def test_a_search_that_does_not_return(tmp_path):
             it.faults.clear()
         at.until(lambda at: not any(one.state == "hung" for one in at.open()))
         assert at.total() == 1
+
+
+def test_who_knows_paths_is_asked_first(tmp_path):
+    asked = []
+
+    def model(device, ino, key):
+        asked.append((device, ino))
+        return "/the/model/knows"
+
+    with volume("ext4", tmp_path, prepare=tree) as it:
+        ino = (it.point / "d/f").stat().st_ino
+        with it.unmounted():
+            it.debugfs("sif /d/f block[0] 0x1111")
+        settings = msgspec.structs.replace(
+            SETTINGS, state=str(tmp_path / "state"), only=(str(it.point),)
+        )
+        with health.Follow(it.point, settings=settings, model=model) as incidents:
+            assert code_of((it.point / "d/f").read_text) == "EUCLEAN"
+            found = next(one for one in incidents if isinstance(one, Incident) and one.object.path)
+        assert (found.object.path, found.object.path_source) == ("/the/model/knows", "model")
+        assert asked == [(found.fs.device, ino)]
 
 
 def test_data_that_is_not_written_back(tmp_path):

@@ -24,7 +24,7 @@ from fanwise.health._filesystems import readable
 from fanwise.health._incident import Incident
 from fanwise.health._incidents_db import SCHEMA, Incidents
 from fanwise.health._keeping import Keeping
-from fanwise.health._locate import Paths
+from fanwise.health._locate import Model, Paths
 from fanwise.health._selection import Applies, Selection
 from fanwise.lifetime import Lifetime
 from fanwise.sources.state import SourceState
@@ -72,7 +72,9 @@ class Follow:
     told, see `applies`; listened to are all filesystems (or those of the setting ``health.only``).
     ``sources`` is what each source said last. ``writer`` is the process that listens where this one
     only reads the database, None when this one listens; ``unheard`` are the paths that nobody
-    listens to, because the writer is restricted to others.
+    listens to, because the writer is restricted to others. ``model`` knows paths: it is asked for
+    device (MAJOR:MINOR), inode and the key of its handle (None where not known) before any disk is,
+    in this thread, and gives an absolute path or None.
 
     Nothing is opened before `open` or the ``with`` block.
     """
@@ -83,7 +85,9 @@ class Follow:
         self,
         *paths: str | os.PathLike[str],
         settings: config.Health | None = None,
+        model: Model | None = None,
     ) -> None:
+        self._model = model
         self.settings = settings if settings is not None else config.load().config.health
         self.paths = tuple(os.fspath(path) for path in paths)
         self.unheard: tuple[str, ...] = ()
@@ -115,7 +119,7 @@ class Follow:
             self.settings,
             points=[os.fsencode(point) for point in self.settings.only] or None,
             rules=rules,
-            locator=Paths(),
+            locator=Paths(model=self._model),
             tracefs=self.settings.tracefs or None,
         )
         try:
