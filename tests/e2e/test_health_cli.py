@@ -11,6 +11,7 @@ import select
 import signal
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 
@@ -827,3 +828,29 @@ def test_names_that_are_hostile(tmp_path, follow, run, environ):
         assert (status, err) == (1, "")
         assert "\x1b" not in out
         assert len(out.splitlines()) >= 3
+
+
+def test_a_file_whose_name_is_not_text(tmp_path, follow, look):
+    def prepare(point):
+        with open(os.path.join(os.fsencode(point), b"caf\xe9\n"), "w") as file:
+            file.write("x" * 9000)
+
+    with volume("ext4", tmp_path, prepare=prepare) as it:
+        name = os.path.join(os.fsencode(it.point), b"caf\xe9\n")
+        ino = os.stat(name).st_ino
+        with it.unmounted():
+            it.debugfs(f"sif <{ino}> block[0] 0x1111")
+        running = follow(it.point)
+        script = (
+            "import os, sys\n"
+            "open('/proc/self/comm', 'wb').write(b'\\xff\\xfe')\n"
+            "try: os.stat(os.fsencode(sys.argv[1]))\n"
+            "except OSError: sys.stdin.read()"  # it can be looked at
+        )
+        argv = [sys.executable, "-BIS", "-c", script, name]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE):
+            assert running.type("incident")["process"]["comm"] == "��"
+        record = running.until(lambda r: r["type"] == "incident" and r["object"]["path"])[-1]
+        assert record["object"]["path"] == f"{it.point}/caf�\n"
+        running.stop()
+        assert [i["id"] for i in look(it.point)[2]] == [record["id"]]

@@ -287,7 +287,7 @@ def test_incidents_are_completed(tmp_path):
             while time.monotonic() < end and not (found and locator.reasons):
                 select.select(locator.filenos(), [], [], 0.1)
                 found += locator.found()
-            assert found == [("inc", str(it.point / "a/one"), "search")]
+            assert found == [("inc", (str(it.point / "a/one"),), "search", False)]
             assert "no name leads to it" in locator.reasons["none"]
         finally:
             locator.close()

@@ -363,9 +363,10 @@ def test_late_records_about_what_was_told_before_a_restart(bench):
 
 def test_the_path_comes_later_and_once(bench):
     (incident,) = bench.fserror(14)
-    (located,) = bench.it.located(incident.id, "/mnt/f", "handle")
+    (located,) = bench.it.located(incident.id, ["/mnt/f", "/mnt/h"], "handle")
     assert (located.object.path, located.object.path_source) == ("/mnt/f", "handle")
-    assert bench.it.located(incident.id, "/mnt/g", "search") == []
+    assert located.object.paths == ("/mnt/f", "/mnt/h")
+    assert bench.it.located(incident.id, ["/mnt/g"], "search") == []
 
 
 def test_as_json(bench):
@@ -555,3 +556,10 @@ def test_no_advice_is_given_twice():
         for code in (errno.ESHUTDOWN, errno.EROFS, EIO):
             advice = advice_for(code, state)
             assert advice.count("check") == advice.count("unmount") == 1, advice
+
+
+def test_a_path_that_is_one_of_several_files_is_not_guessed():
+    it = Bench()
+    it.see("trace", "writeback", scope="inode", ino=257)
+    (told,) = it.take(it.it.located(it.only().id, ["/mnt/a", "/mnt/s/b"], "filesystem", True))
+    assert (told.object.path, told.object.paths) == (None, ("/mnt/a", "/mnt/s/b"))

@@ -96,7 +96,8 @@ def _object(incident: Incident) -> str:
     if of.path is not None:
         return f"{of.path} (inode {of.ino})" if of.ino is not None else of.path
     if of.ino is not None:
-        return f"inode {of.ino}"
+        several = f", one of {len(of.paths)} files" if len(of.paths) > 1 else ""
+        return f"inode {of.ino}{several}"
     if of.group is not None:
         return f"group {of.group}"
     if of.start is not None:
@@ -149,6 +150,7 @@ def details(entry: Entry) -> str:
         ("inode", of.ino),
         ("generation", of.gen),
         ("path", of.path and f"{of.path} ({of.path_source})"),
+        ("all paths" if of.path else "one of", ", ".join(of.paths) if len(of.paths) > 1 else None),
         ("group", of.group),
         ("bytes", of.start if of.start is None else f"{of.start} +{of.length or 0}"),
         ("errno", f"{incident.errno or 'none'}: {incident.meaning}"),

@@ -79,6 +79,7 @@ class Case(msgspec.Struct, kw_only=True):
     last_seen: float
     path: str | None = None
     path_source: str | None = None
+    paths: tuple[str, ...] = ()
     evidence: dict[str, int] = {}
     data: dict[str, int] = {}
     held: int = 0
@@ -221,6 +222,7 @@ class Case(msgspec.Struct, kw_only=True):
                 gen=self.gen,
                 path=self.path,
                 path_source=self.path_source,
+                paths=self.paths,
                 group=self.group,
                 start=self.start,
                 length=self.length,

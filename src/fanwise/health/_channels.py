@@ -17,7 +17,7 @@ import msgspec
 
 from fanwise._errors import FanwiseError
 from fanwise.health import _intake
-from fanwise.health._filesystems import Filesystems, readable
+from fanwise.health._filesystems import Filesystems
 from fanwise.health._observe import Dev, Observation
 from fanwise.kernel.mounts import Mount, mounts
 from fanwise.lifetime import Lifetime
@@ -204,7 +204,7 @@ class Channels:
             if isinstance(report, FsErrorLoss):
                 found.append(Loss(report.devs, None))
             else:
-                found.append(_named(_intake.from_fserror(report)))
+                found.append(_intake.from_fserror(report))
         return found
 
     def _read_trace(self) -> list[Observation | Loss | None]:
@@ -325,15 +325,6 @@ def _why(error: FanwiseError | OSError) -> str:
     if isinstance(error, FanwiseError):
         return str(error)
     return f"{error.filename or 'it'}: {error.strerror or error}"
-
-
-# The name of a process may hold bytes that are not UTF-8, which JSON cannot carry.
-def _named(seen: Observation | None) -> Observation | None:
-    process = None if seen is None else seen.process
-    if seen is None or process is None or process.comm is None or process.comm.isascii():
-        return seen
-    named = msgspec.structs.replace(process, comm=readable(process.comm))
-    return msgspec.structs.replace(seen, process=named)
 
 
 def block_device(name: str) -> Dev | None:

@@ -28,7 +28,7 @@ import errno
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -163,12 +163,18 @@ class Correlator:
                     self._touch(ledger, case)
         return self._flush()
 
-    def located(self, incident: str, path: str, source: str) -> list[Incident]:
-        """The path of an incident's inode was found. The first one stays."""
+    def located(
+        self, incident: str, paths: Sequence[str], source: str, ambiguous: bool = False
+    ) -> list[Incident]:
+        """The paths of an incident's inode were found. The first ones stay.
+
+        ``ambiguous``: they are of several inodes, and which of them it is nobody knows.
+        """
         for ledger in self._ledgers.values():
             for case in ledger.cases:
-                if case.id == incident and case.path is None:
-                    case.path, case.path_source = path, source
+                if case.id == incident and not case.paths and paths:
+                    case.paths, case.path_source = tuple(paths), source
+                    case.path = None if ambiguous else paths[0]
                     self._touch(ledger, case)
         return self._flush()
 

@@ -33,6 +33,7 @@ from fanwise.health._export import Export, Snapshot
 from fanwise.health._filesystems import Filesystems, Known, describe, device_of, readable
 from fanwise.health._incident import SEVERITY, Incident
 from fanwise.health._keeping import Keeping
+from fanwise.health._locate import Found
 from fanwise.health._observe import Dev, Observation
 from fanwise.health._probe import DEADLINE, Finding
 from fanwise.health._rules import Rules
@@ -77,8 +78,8 @@ class Locator(Protocol):
     def locate(self, incident: Incident) -> None:
         """Begin to look for the path of its inode, unless it is looked for already."""
 
-    def found(self) -> list[tuple[str, str, str]]:
-        """Return incident, path and how it was found, of what was found since; never waits."""
+    def found(self) -> list[Found]:
+        """Return what was found since; never waits."""
 
     def filenos(self) -> list[int]:
         """Descriptors that are readable when something was found."""
@@ -306,8 +307,9 @@ class Engine:
         self._mounts(look=False)
         self._probes(now)
         if self._locator is not None:
-            for id_, path, source in self._locator.found():
-                self._keep(self.correlator.located(id_, path, source))
+            for id_, paths, source, ambiguous in self._locator.found():
+                names = tuple(readable(path) for path in paths)  # JSON carries no others
+                self._keep(self.correlator.located(id_, names, source, ambiguous))
             for device in self._locator.hung:
                 dev = _dev(device)
                 self._keep(self.correlator.state(dev, "hung", time.time(), "probe"))
@@ -554,7 +556,7 @@ class Engine:
             for record in records:
                 self._actions.offer(record)
         for incident in told:
-            unnamed = incident.object.ino is not None and incident.object.path is None
+            unnamed = incident.object.ino is not None and not incident.object.paths
             if self._locator is not None and unnamed and incident.status == "open":
                 self._locator.locate(incident)
 

@@ -45,12 +45,15 @@ class Object(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What is broken, as far as it is known.
 
     ``start`` and ``length`` are bytes of the device. ``path_source`` says how ``path`` was found.
+    ``paths`` are all names that were come across: hard links; or, when ``path`` is None, files of
+    several subvolumes that have this number, one of which it is.
     """
 
     ino: int | None = None
     gen: int | None = None
     path: str | None = None
     path_source: str | None = None
+    paths: tuple[str, ...] = ()
     group: int | None = None
     start: int | None = None
     length: int | None = None

@@ -69,6 +69,10 @@ SCHEMA = Schema(
 )
 
 
+# What names an object and does not make it another one.
+_NAMES = ("path", "path_b64", "path_source", "paths")
+
+
 class _Fs(msgspec.Struct):
     uuid: str | None = None
     fstype: str | None = None
@@ -157,7 +161,7 @@ def _key(head: _Head) -> Key:
     names = {
         name: value
         for name, value in (head.object or {}).items()
-        if name not in ("path", "path_b64", "path_source") and value is not None
+        if name not in _NAMES and value is not None
     }
     text = ",".join(f"{name}={names[name]}" for name in sorted(names))
     return Key(f"{head.fs.uuid or ''} {_device(head)}", head.scope, text, head.errno or "")
@@ -207,14 +211,13 @@ def _filled(first: Any, other: Any) -> Any:
     same = all(
         first[name] == other[name]
         for name in first.keys() & other.keys()
-        if first[name] is not None
-        and other[name] is not None
-        and name not in ("path", "path_b64", "path_source")
+        if first[name] is not None and other[name] is not None and name not in _NAMES
     )
     if same:
-        completes = out.get("path") is None and other.get("path") is not None
+        completes = not out.get("paths") and out.get("path") is None
+        completes = completes and bool(other.get("path") or other.get("paths"))
         for name, value in other.items():
-            if out.get(name) is None or (completes and name == "path_source"):
+            if out.get(name) is None or (completes and name in ("path_source", "paths")):
                 out[name] = value
     return out
 

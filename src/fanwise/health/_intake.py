@@ -10,11 +10,12 @@ import errno
 import re
 from collections.abc import Callable
 
+from fanwise.health._filesystems import readable
 from fanwise.health._incident import Scope, State, TrippedBy
 from fanwise.health._observe import Dev, Observation
 from fanwise.kernel.mounts import Mount
 from fanwise.sources.errortrace import TracedError
-from fanwise.sources.fserror import FsErrorReport
+from fanwise.sources.fserror import FsErrorReport, Process
 from fanwise.sources.kmsg import KmsgRecord
 
 # ext4 shows these among the filesystem's options (Linux 6.15); the mount's stay as they were.
@@ -46,7 +47,7 @@ def from_fserror(report: FsErrorReport) -> Observation | None:
         ino=report.ino,
         gen=report.generation,
         state="shutdown" if stopped else None,
-        process=None if process is None else TrippedBy(pid=process.pid, comm=process.comm),
+        process=_tripped(process),
     )
 
 
@@ -184,14 +185,17 @@ def _traced(record: TracedError, what: str, scope: Scope = "fs", **fields: objec
         dev=record.dev,
         time=record.time,
         scope=scope,
-        process=_process(record),
+        process=_tripped(record.process),
         **fields,  # type: ignore[arg-type]
     )
 
 
-def _process(record: TracedError) -> TrippedBy | None:
-    process = record.process
-    return None if process is None else TrippedBy(pid=process.pid, comm=process.comm)
+# Whoever runs may call itself what it likes, and JSON carries no bytes that are not UTF-8.
+def _tripped(process: Process | None) -> TrippedBy | None:
+    if process is None:
+        return None
+    comm = None if process.comm is None else readable(process.comm)
+    return TrippedBy(pid=process.pid, comm=comm)
 
 
 def _written_back(record: TracedError, fstype: str | None) -> Observation:
@@ -208,7 +212,7 @@ def _written_back(record: TracedError, fstype: str | None) -> Observation:
             scope="device",
             errno=record.errno,
             operation="metadata write-back",
-            process=_process(record),
+            process=_tripped(record.process),
         )
     if fstype == "btrfs" and ino == _BTREE_INODE:
         return _traced(record, what, errno=record.errno, operation="metadata write-back")

@@ -5,7 +5,7 @@ ahead: reading a whole disk that fails harms it. For the engine, as its ``Locato
 
     locator = Paths()                     # or Paths(model=...), see `Model`
     locator.locate(incident)              # any object with id, fs and object, as Incident has them
-    locator.found()                       # [(incident's id, path, path_source)]; never waits
+    locator.found()                       # [Found]: incident's id, its paths; never waits
     locator.filenos()                     # readable when there may be something
     locator.hung                          # filesystems (MAJOR:MINOR) whose helper does not return
 
@@ -28,10 +28,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from fanwise.kernel.mounts import mounts
 from fanwise.lifetime import Lifetime
 
 SECONDS, ENTRIES = 20.0, 500_000
@@ -353,6 +354,15 @@ class Incident(Protocol):
     def state(self) -> str: ...
 
 
+class Found(NamedTuple):
+    """The paths of an incident's inode, as `Answer` has them."""
+
+    incident: str
+    paths: tuple[str, ...]
+    source: str
+    ambiguous: bool = False
+
+
 class Paths:
     """The paths of incidents: what the engine calls its locator. Arguments as of `Locate`."""
 
@@ -374,7 +384,7 @@ class Paths:
                 tag=incident.id,
                 device=fs.device,
                 fstype=fs.fstype,
-                point=os.fsencode(fs.mounts[0]),
+                point=_point(fs),
                 ino=ino,
                 gen=incident.object.gen or None,  # 0: ext4 could not read the inode
                 # Opening a broken inode, by whatever way, raises the error once more: only names.
@@ -382,12 +392,13 @@ class Paths:
             )
         )
 
-    def found(self) -> list[tuple[str, str, str]]:
-        """Return incident, its first path, and how it was found, of what was found since."""
+    def found(self) -> list[Found]:
+        """Return what was found since."""
         found = []
         for answer in self._locate.results():
             if answer.paths and answer.source is not None:
-                found.append((answer.tag, os.fsdecode(answer.paths[0]), str(answer.source)))
+                paths = tuple(os.fsdecode(path) for path in answer.paths)
+                found.append(Found(answer.tag, paths, answer.source, answer.ambiguous))
             elif answer.reason is not None:
                 self.reasons[answer.tag] = answer.reason
         return found
@@ -404,3 +415,10 @@ class Paths:
     def close(self) -> None:
         """Give up."""
         self._locate.close()
+
+
+# As the kernel has it: an incident tells the mount points as JSON can carry them.
+def _point(fs: _Filesystem) -> bytes:
+    there = [mount for mount in mounts() if "{}:{}".format(*mount.dev) == fs.device]
+    there.sort(key=lambda mount: mount.root != b"/")
+    return there[0].mount_point if there else os.fsencode(fs.mounts[0])
