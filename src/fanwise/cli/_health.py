@@ -99,15 +99,21 @@ def _once(
         from fanwise.cli import _health_text
 
         output.write(_health_text.report(found, output.terminal).encode())
-    if any(entry.incident.status == "open" for entry in found.entries):
-        return Exit.NO
     if not found.filesystems:
         click.echo(
             "fanwise: no filesystem of a device of this machine is there: nothing can be told",
             err=True,
         )
-        return Exit.CANNOT_TELL
-    if any(state.verdict != "healthy" for state in found.filesystems):
+    return verdict(found, bool(paths))
+
+
+def verdict(found: health.Report, named: bool) -> Exit:
+    """Say it as an exit status; ``named`` says whether there were PATHs."""
+    if any(entry.incident.status == "open" for entry in found.entries):
+        return Exit.NO
+    # A boot partition with vfat must not keep a machine from ever being healthy.
+    asked = [state for state in found.filesystems if named or state.covered]
+    if not found.filesystems or any(state.verdict != "healthy" for state in asked):
         return Exit.CANNOT_TELL
     return Exit.OK
 

@@ -44,6 +44,7 @@ NEEDED: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
     }
 )
 _ELSE = (("trace",), ("mounts",))
+COVERED = (*NEEDED, "xfs")
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -59,13 +60,16 @@ class Verdict(msgspec.Struct, frozen=True):
 class FilesystemState(msgspec.Struct, frozen=True, kw_only=True, tag="state", tag_field="type"):
     """A mounted filesystem as it is now.
 
-    ``state`` is the worst that is known of it. ``counters`` are those of the filesystem and of its
-    devices, by name. ``open`` is how many incidents are open. ``listened`` says until when somebody
-    listened to it, in seconds since the epoch, None for never; ``writer`` is who listens now.
+    ``covered`` says whether it is of a type whose errors are understood: ext4, xfs, btrfs; of
+    others, such as vfat, only failed requests of the device and of write-back are seen. ``state``
+    is the worst that is known of it. ``counters`` are those of the filesystem and of its devices,
+    by name. ``open`` is how many incidents are open. ``listened`` says until when somebody listened
+    to it, in seconds since the epoch, None for never; ``writer`` is who listens now.
     """
 
     v: int = 1
     fs: Filesystem
+    covered: bool
     state: State
     verdict: str
     why: str | None
@@ -291,6 +295,7 @@ class _Look:
         verdict = self._verdict(known, reading, bool(mine), writer, sources)
         return FilesystemState(
             fs=known.fs,
+            covered=known.fstype in COVERED,
             state=state,
             verdict=verdict.verdict,
             why=verdict.why,
