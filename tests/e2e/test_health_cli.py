@@ -668,11 +668,11 @@ def test_hostile_rules_and_a_deaf_webhook(tmp_path, follow, run, environ):
         server.server_close()
 
 
-def test_metrics_by_http_and_as_a_file(tmp_path, follow, environ):
+def test_metrics_by_http_and_as_a_file(tmp_path, follow, look):
     import urllib.request
 
     file = tmp_path / "fanwise.prom"
-    with broken(tmp_path, "f") as it:
+    with broken(tmp_path, "f", faulty=True) as it:
         with contextlib.closing(__import__("socket").socket()) as sock:
             sock.bind(("127.0.0.1", 0))
             port = sock.getsockname()[1]
@@ -691,6 +691,17 @@ def test_metrics_by_http_and_as_a_file(tmp_path, follow, environ):
         assert 'fanwise_health_source_up{source="trace"} 1' in text
         answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
         assert wanted in answer
+        it.faults.fail("write", 5)
+        assert code_of(lambda: fsync(it.point / "d/g", b"z" * 65536)) == "EIO"
+        it.faults.clear()
+        # Once each, although the log has them too.
+        eventually(
+            lambda: (
+                metric(file, "fanwise_fs_writeback_errors_total")
+                == sum(i["total"] for i in look(it.point)[2] if i["errno"] == "EIO")
+                > 0
+            )
+        )
         running.stop()
 
 
@@ -811,7 +822,9 @@ def test_schema_and_wrong_usage(run, tmp_path, environ):
         if "type" in value.get("properties", {})
     }
     assert run("health", "--since", "yesterday", environ=environ)[0] == 2
-    assert run("health", tmp_path / "nothing", environ=environ)[0] == 1
+    assert run("health", "--follow", "--metrics", "1:2:3", environ=environ)[0] == 2
+    # That it is not there is no incident.
+    assert run("health", tmp_path / "nothing", environ=environ)[0] == 3
     assert run("health", "show", "nothing", environ=environ)[0] == 1
 
 

@@ -10,7 +10,7 @@ from types import FrameType
 
 import click
 
-from fanwise import Exit, FanwiseError, config, health
+from fanwise import Exit, FanwiseError, NoSuchRoot, config, health
 from fanwise.cli import _health_lines
 from fanwise.cli._output import Output
 
@@ -88,7 +88,10 @@ def _once(
     as_json: bool,
     since: float | None,
 ) -> int:
-    found = health.look(*paths, settings=settings, since=since)
+    try:
+        found = health.look(*paths, settings=settings, since=since)
+    except NoSuchRoot as error:  # it is no incident that it is not there
+        raise NoSuchPath(error.path, error.reason, error.remedy) from error
     if as_json:
         for state in found.filesystems:
             output.write(_health_lines.line(state))
@@ -274,6 +277,12 @@ def resolve(file: str | None, id: str) -> int:
     if not health.resolve(id, settings=config.load(file).config.health):
         raise _no_such(id, "open incident")
     return Exit.OK
+
+
+class NoSuchPath(NoSuchRoot):
+    """There is no such path, so that nothing can be told of it."""
+
+    exit_status = Exit.CANNOT_TELL
 
 
 class NoSuchIncident(FanwiseError):

@@ -226,6 +226,11 @@ class Channels:
                 found.append(seen)
         return found
 
+    @property
+    def traced(self) -> bool:
+        """Whether the trace is there."""
+        return self._trace is not None
+
     def check(self) -> list[Loss]:
         """Look whether the trace still records, and for losses that no record tells of."""
         if self._trace is None:

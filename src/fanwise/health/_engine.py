@@ -411,7 +411,8 @@ class Engine:
     def _take(self, seen: Observation) -> None:
         if seen.channel == "trace":
             self._export.delays.add(time.time() - seen.time)
-        if seen.what == "writeback":
+        # The log tells of the same, as long as it is not rate-limited.
+        if seen.what == "writeback" and (seen.channel == "trace" or not self.channels.traced):
             self._export.wrote(seen)
         known = self.filesystems.known.get(seen.dev)
         above = [known] if known is not None else self.filesystems.below(seen.dev)

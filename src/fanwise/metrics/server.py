@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable
 from types import TracebackType
 
-from fanwise._errors import FanwiseError
+from fanwise._errors import ConfigError, FanwiseError
 from fanwise.lifetime import Lifetime
 from fanwise.metrics.text import CONTENT_TYPE
 
@@ -30,7 +30,7 @@ _live: "weakref.WeakSet[Server]" = weakref.WeakSet()
 def parse_address(text: str) -> tuple[str, int]:
     """Return host and port of ``PORT``, ``:PORT``, ``HOST:PORT`` or ``[ADDRESS]:PORT``.
 
-    Without a host it is the loopback address. Raises FanwiseError.
+    Without a host it is the loopback address. Raises ConfigError.
     """
     host, _, port = text.rpartition(":")
     host = host.strip()
@@ -48,7 +48,8 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def _wrong(text: str) -> FanwiseError:
-    return FanwiseError(f"{text!r} is no address", "write [HOST:]PORT, such as 127.0.0.1:9899")
+    remedy = "write [HOST:]PORT, such as 127.0.0.1:9899"
+    return ConfigError("health.metrics", None, f"{text!r} is no address", remedy)
 
 
 class _Client:
