@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from fanwise import BusyError, ForeignFile, NoRoom, StoreError, StoreMissing
-from fanwise.health._incidents_db import MOST, SCHEMA, Incidents, key_of, merge
+from fanwise.health._incidents_db import MOST, SCHEMA, Incidents
 from fanwise.health._places import Keeper, read
+from fanwise.health._record import key_of, merge
 from fanwise.store.database import Store
 
 

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import msgspec
 
 from fanwise._errors import DamagedStore
+from fanwise.health._record import Head, Key, Record, device_of, head_of, key_for, key_of, merge
 from fanwise.store.database import Row, Store
 from fanwise.store.schema import Migration, Schema
 
-Record = Mapping[str, Any]
 Change = Literal["opened", "grown", "amended", "same"]
 
 MOST = (1 << 63) - 1  # what SQLite can count to; kernel counters are unsigned
@@ -69,45 +69,6 @@ SCHEMA = Schema(
 )
 
 
-# What names an object and does not make it another one.
-_NAMES = ("path", "path_b64", "path_source", "paths")
-
-
-class _Fs(msgspec.Struct):
-    uuid: str | None = None
-    fstype: str | None = None
-    device: Any = None
-
-
-class _Head(msgspec.Struct):
-    """What a record must have, typed."""
-
-    fs: _Fs
-    scope: str
-    errno: str | None
-    first_seen: float
-    last_seen: float
-    total: int
-    id: str | None = None
-    object: dict[str, Any] | None = None
-    status: str = "open"
-    resolved: str | None = None
-    merged_into: str | None = None
-
-
-class Key(msgspec.Struct, frozen=True):
-    """What makes two records one incident.
-
-    ``fs`` is UUID and device: two clones with one UUID are two filesystems. ``object`` is what
-    names the object but for its path, which may come later.
-    """
-
-    fs: str
-    scope: str
-    object: str
-    errno: str
-
-
 class Stored(msgspec.Struct, frozen=True):
     """An incident as it is stored: its record, and what operators did about it.
 
@@ -142,86 +103,6 @@ class Total(msgspec.Struct, frozen=True):
     total: int
 
 
-def key_of(record: Record) -> Key:
-    """Return the key of a record. Raises ValueError for what is not the record of an incident."""
-    return _key(_head(record))
-
-
-def _head(record: Record) -> _Head:
-    try:
-        head = msgspec.convert(record, _Head)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"not the record of an incident: {error}") from error
-    if head.total < 0:
-        raise ValueError("not the record of an incident: its total is negative")
-    return head
-
-
-def _key(head: _Head) -> Key:
-    names = {
-        name: value
-        for name, value in (head.object or {}).items()
-        if name not in _NAMES and value is not None
-    }
-    text = ",".join(f"{name}={names[name]}" for name in sorted(names))
-    return Key(f"{head.fs.uuid or ''} {_device(head)}", head.scope, text, head.errno or "")
-
-
-def _device(head: _Head) -> str:
-    device = head.fs.device
-    if isinstance(device, dict):
-        device = device.get("name") or device.get("dev")
-    return "" if device is None else str(device)
-
-
-def merge(old: Record, new: Record) -> dict[str, Any]:
-    """Return what is known when ``new`` is told of the incident that ``old`` describes.
-
-    The first time and the first error stay, what was unknown is filled in. What can change (state,
-    mounts, advice, ...) and the counts are those of the higher ``revision``, since what was counted
-    in one incident may turn out to be another's. Without one, or with the same, it is the record
-    last seen, and counts do not fall.
-    """
-    before, after = (record.get("revision") or 0 for record in (old, new))
-    ordered = old.get("id") == new.get("id") and before and after and before != after
-    newer = after > before if ordered else new["last_seen"] >= old["last_seen"]
-    early, late = (old, new) if newer else (new, old)
-    out = {**early, **{name: value for name, value in late.items() if value is not None}}
-    out["id"] = old.get("id")
-    # The first error: where it was, what it hit, who tripped over it.
-    first = old if old["first_seen"] <= new["first_seen"] else new
-    other = new if first is old else old
-    for name in ("object", "location", "operation", "process"):
-        out[name] = _filled(first.get(name), other.get(name))
-    out["first_seen"] = min(old["first_seen"], new["first_seen"])
-    out["last_seen"] = max(old["last_seen"], new["last_seen"])
-    for name in ("total", "lost"):
-        out[name] = max(one.get(name) or 0 for one in ((late,) if ordered else (old, new)))
-    channels = list(old.get("channels") or ())
-    out["channels"] = channels + [x for x in new.get("channels") or () if x not in channels]
-    return out
-
-
-# What is known stays; only what is not is taken from the other. Parts of two different errors
-# (the line of one, the function of the other) never mix.
-def _filled(first: Any, other: Any) -> Any:
-    if not isinstance(first, Mapping) or not isinstance(other, Mapping):
-        return other if first is None else first
-    out = dict(first)
-    same = all(
-        first[name] == other[name]
-        for name in first.keys() & other.keys()
-        if first[name] is not None and other[name] is not None and name not in _NAMES
-    )
-    if same:
-        completes = not out.get("paths") and out.get("path") is None
-        completes = completes and bool(other.get("path") or other.get("paths"))
-        for name, value in other.items():
-            if out.get(name) is None or (completes and name in ("path_source", "paths")):
-                out[name] = value
-    return out
-
-
 class Incidents:
     """The incidents of one open store."""
 
@@ -249,13 +130,13 @@ class Incidents:
 
         ``notes`` are kept with them, as `note` does at the time ``now``.
         """
-        heads = [(dict(record), _head(record)) for record in records]
+        heads = [(dict(record), head_of(record)) for record in records]
         with self.store.transaction():
             for name, body in notes.items():
                 self.note(name, body, now)
-            return [self._put(record, head, _key(head)) for record, head in heads]
+            return [self._put(record, head, key_for(head)) for record, head in heads]
 
-    def _put(self, record: dict[str, Any], head: _Head, key: Key) -> Stored:
+    def _put(self, record: dict[str, Any], head: Head, key: Key) -> Stored:
         row = self._row("id = ?", head.id) if head.id else None
         if row is None:
             row = self._row(
@@ -293,7 +174,7 @@ class Incidents:
         return self._settled(msgspec.structs.replace(row, record=merged, change=change), head)
 
     # A record may say itself that it is resolved, or that it is counted by another one now.
-    def _settled(self, row: Stored, head: _Head) -> Stored:
+    def _settled(self, row: Stored, head: Head) -> Stored:
         if head.status == "open" or row.resolved is not None:
             return row
         why = head.resolved or head.status
@@ -310,7 +191,7 @@ class Incidents:
         self,
         record: dict[str, Any],
         key: Key,
-        head: _Head,
+        head: Head,
         resolved: float | None = None,
         resolution: str | None = None,
     ) -> None:
@@ -325,7 +206,7 @@ class Incidents:
                 key.object,
                 key.errno,
                 head.fs.uuid or "",
-                _device(head),
+                device_of(head),
                 head.fs.fstype or "",
                 head.first_seen,
                 head.last_seen,
@@ -484,12 +365,12 @@ class Incidents:
         copy = other.store.execute
         with self.store.transaction():
             for row in rows:
-                head = _head(row.record)
+                head = head_of(row.record)
                 if row.resolved is not None and self._row("id = ?", row.id) is None:
-                    self._insert(row.record, _key(head), head, row.resolved, row.resolution)
+                    self._insert(row.record, key_for(head), head, row.resolved, row.resolution)
                     stored = row
                 else:
-                    stored = self._put(dict(row.record), head, _key(head))
+                    stored = self._put(dict(row.record), head, key_for(head))
                 self.store.execute(
                     "UPDATE incident SET acked = coalesce(min(acked, ?1), acked, ?1),"
                     " resolution = coalesce(resolution, ?3), resolved = coalesce(resolved, ?2)"
