@@ -342,3 +342,27 @@ def test_a_path_on_what_hangs_is_known_by_its_name(tmp_path):
 def test_a_path_that_is_not_there(tmp_path):
     with pytest.raises(NoSuchRoot):
         targets([tmp_path / "none"])
+
+
+def test_an_answer_that_comes_while_another_is_asked_for_is_not_overlooked(tmp_path):
+    with volume("ext4", tmp_path, prepare=fill) as it:
+        fs = Filesystem(device=device_of(it), fstype="ext4", mounts=(str(it.point),))
+
+        def incident(path):
+            return SimpleNamespace(
+                fs=fs, scope="inode", object=SimpleNamespace(ino=99, path=str(it.point / path))
+            )
+
+        with contextlib.closing(Selection([it.point / "a/b"])) as selection:
+            assert selection.applies(incident("a/b/file")) == "unknown"
+            select.select(selection.filenos(), (), (), 30)
+            assert selection.applies(incident("a/one")) == "unknown"
+            for n in range(100):
+                if not selection.places(incident("a/b/file")):
+                    break
+                select.select(selection.filenos(), (), (), 0.1)
+                selection.applies(incident(f"a/none{n}"))
+            assert selection.placed()
+            assert selection.applies(incident("a/b/file")) == "object"
+            selection.settle(30)
+            assert selection.applies(incident("a/one")) == "elsewhere"

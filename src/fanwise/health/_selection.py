@@ -44,6 +44,7 @@ class Selection:
         self._locate = Locate(seconds=deadline / 2, margin=0.0)
         # What lies above a path: None while it is asked, () where nobody can tell.
         self._above: dict[tuple[str, str], Above | None] = {}
+        self._answered = False
 
     def applies(self, incident: Incident) -> Applies | None:
         """Say how it concerns the paths; None for another filesystem's. Never waits.
@@ -88,16 +89,20 @@ class Selection:
                     fstype=incident.fs.fstype or "", path=os.fsencode(asked[1]),
                 )
             )  # fmt: skip
-            self.placed()  # nobody may be there to answer
+            self._take()  # nobody may be there to answer
         return self._above[asked]
 
     def placed(self) -> bool:
-        """Take answers; say whether some came, so that `applies` may say something else."""
-        answers = self._locate.results()
-        for answer in answers:
+        """Say whether answers came since the last call: then `applies` may say something else."""
+        self._take()
+        answered, self._answered = self._answered, False
+        return answered
+
+    def _take(self) -> None:
+        for answer in self._locate.results():
             device, _, path = answer.tag.partition("\0")
             self._above[device, path] = answer.above[0] if answer.above else ()
-        return bool(answers)
+            self._answered = True
 
     def places(self, incident: Incident) -> bool:
         """Say whether it is being asked where the path of an incident is."""
@@ -118,7 +123,7 @@ class Selection:
         until = time.monotonic() + deadline
         while self.asks and (left := until - time.monotonic()) > 0:
             select.select(self.filenos(), (), (), min(left, 0.1))
-            self.placed()
+            self._take()
 
     def close(self) -> None:
         """End the helpers and the groups; idempotent."""
