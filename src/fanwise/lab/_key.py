@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from fanwise.lifetime import Lifetime, Steps
+from fanwise.lifetime import Lifetime, Steps, Until
 
 from ._world import World
 
@@ -58,6 +58,8 @@ class Keys:
 
     def __init__(self) -> None:
         self._constants: dict[int, tuple[int, object]] = {}
+        self._known: dict[int, float] = {}
+        self._globals: set[type] = set()
         self.ambiguous = False  # a set was met whose order depends on addresses
         self._plans: dict[type, Plan] = {
             list: lambda o: (len(o), o),
@@ -78,6 +80,7 @@ class Keys:
             partial: lambda o: ("partial", (o.func, o.args, o.keywords)),
             range: lambda o: (("r", o.start, o.stop, o.step), ()),
             World: lambda o: ("w", ()),
+            Until: lambda o: ("u", o),
             defaultdict: lambda o: (("dd", len(o)), (o.default_factory, *o, *o.values())),
             OrderedDict: lambda o: (("od", len(o)), (*o, *o.values())),
         }
@@ -95,6 +98,14 @@ class Keys:
 
     def tokens(self, world: World) -> list[object]:
         """Return the canonical form. Raises Unkeyable."""
+        while True:
+            known = len(self._known)
+            out = self._walk(world)
+            # A constant that was met for the first time was told in another way than it will be.
+            if len(self._known) == known:
+                return out
+
+    def _walk(self, world: World) -> list[object]:
         waiting = world._waiting
         queue: list[Any] = [
             world,
@@ -108,7 +119,11 @@ class Keys:
             world._order,
             world._parts,
         ]
-        memo = {id(obj): n for n, obj in enumerate(queue)}
+        # What stands for an object among the values: a number of its own type, from 0 for those
+        # that the walk meets, below 0 for constants.
+        memo = self._known.copy()
+        for n, obj in enumerate(queue):
+            memo[id(obj)] = _REFS[n]
         out: list[object] = [world._alive, world._daemons]
         emit, plans, refs = out.append, self._plans, _REFS
         self._memo = memo
@@ -123,13 +138,14 @@ class Keys:
                 if type(child) in _ATOMS:
                     emit(child)
                 else:
-                    n = memo.get(id(child))
-                    if n is None:
-                        n = memo[id(child)] = len(queue)
-                        queue.append(child)
+                    ref = memo.get(id(child))
+                    if ref is None:
+                        n = len(queue)
                         if n == len(refs):
                             refs.append(float(n))
-                    emit(refs[n])
+                        ref = memo[id(child)] = refs[n]
+                        queue.append(child)
+                    emit(ref)
         return out
 
     # -- how each type is told: a head, which fixes how many children follow, and the children --
@@ -143,6 +159,9 @@ class Keys:
             if len(self._constants) >= _CONSTANTS_LIMIT:
                 raise Unkeyable(f"{obj!r} is made anew in every schedule, and has no state")
             found = self._constants[id(obj)] = (len(self._constants), obj)
+            # Codes and classes are told in other places as well, by their numbers.
+            if type(obj) is not types.CodeType:
+                self._known[id(obj)] = -1.0 - found[0]
         return found[0]
 
     def _function(self, obj: types.FunctionType) -> tuple[object, Iterable[Any]]:
@@ -205,7 +224,7 @@ class Keys:
             return (0, marshal.dumps(value, 2))
         number = self._memo.get(id(value))
         if number is not None:
-            return (1, number.to_bytes(8, "big"))
+            return (1, marshal.dumps(int(number) + (1 << 40), 2))
         cls = type(value)
         fields = [v for v in getattr(value, "__dict__", {}).values() if type(v) in _ATOMS]
         return (2, marshal.dumps([cls.__name__, fields], 2))
@@ -239,7 +258,6 @@ class Keys:
         if cls.__basicsize__ > room or cls.__itemsize__ or not cls.__flags__ & 1 << 9:
             raise Unkeyable(f"the state of a {cls.__module__}.{cls.__qualname__} cannot be seen")
         if not has_dict and not slots:
-            self._global(cls)
             return lambda o: self._bare(o, number)
         if not has_dict:
             return lambda o: (("o", number), read(o))
@@ -257,12 +275,14 @@ class Keys:
                 return self._bare(o, number)
             return (head, fields.values())
 
-        self._global(cls)
         return with_dict
 
     def _bare(self, obj: object, number: int) -> tuple[object, Iterable[Any]]:
         # No state tells it from its like, so that only where it is held does; if a module holds
         # it, it is itself wherever it is met.
+        if type(obj) not in self._globals:
+            self._globals.add(type(obj))
+            self._global(type(obj))
         found = self._constants.get(id(obj))
         return (("c", found[0]), ()) if found else (("o", number), ())
 
