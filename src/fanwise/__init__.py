@@ -91,8 +91,8 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> object:
-    if name == "health":  # a module of its own, with names of its own
-        return import_module("fanwise.health")
+    if name in ("health", "lab"):  # modules of their own, with names of their own
+        return import_module(f"fanwise.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'fanwise' has no attribute {name!r}")
     # The one place where public names are made to say `fanwise` as their module. The errors come

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fanwise
+from fanwise import lab
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -49,8 +50,15 @@ def test_examples_compile_and_their_names_exist(text):
         and isinstance(node.value, ast.Name)
         and node.value.id == "fanwise"
     ]
-    assert used
+    models = [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "fanwise.lab"
+        for alias in node.names
+    ]
+    assert used or models
     assert set(used) <= {*fanwise.__all__, "health", "vfs"}
+    assert set(models) <= set(lab.__all__)
 
 
 @pytest.mark.parametrize("text", EXAMPLES)
