@@ -144,18 +144,14 @@ def reduction(design: Design, seconds: float) -> Json:
             break
         found = {"compared_at": "none" if bound is None else str(bound)}
         found["steps_without"], found["schedules_without"] = without.steps, without.schedules
-        compared = bound
+        compared, verdict = bound, without.verdict
     if found:
         reduced, _ = timed(design, bound=compared, keep_going=True)
         found["steps_with"] = reduced.steps
         found["cut"] = found["steps_without"] / max(reduced.steps, 1)
-        if reduced.verdict != without_verdict(design, compared):
+        if reduced.verdict != verdict:
             raise RuntimeError(f"{design.name}: the reduction changes the verdict")
     return found
-
-
-def without_verdict(design: Design, bound: int | None) -> str:
-    return explore(design, bound=bound, reduce=False, keep_going=False).verdict
 
 
 def catalogue(design: Design, bench: Bench) -> Json:

@@ -447,3 +447,19 @@ def test_the_example_of_the_page_does_what_it_says(capsys):
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
     said = re.search(r"# (breaks .*)", page)[1]
     assert capsys.readouterr().out.startswith(f"{said}\n")
+
+
+def test_a_task_that_cannot_be_ended_early_is_told():
+    def build(world):
+        def one():
+            try:
+                yield "begin"
+            finally:
+                yield "clean up"
+
+        world.task("one", one())
+        world.task("two", one())
+
+    for reduce in (True, False):
+        with pytest.raises(ModelError, match=r"task '.*' cannot end before 'begin'.*ignored Gen"):
+            explore(design_of(build), reduce=reduce, steps=1)

@@ -22,13 +22,13 @@ print(explore(SCENARIO["racy"]).schedule)   # replays the loss
 """
 
 from ._explore import BOUND, explore, replay, sample
-from ._follow import Followed, ModelError, Told
+from ._follow import Followed, Told
 from ._result import Bounds, Result
 from ._scenario import Design, NoSuchDesign, Scenario, find, load, load_file, names
 from ._schedule import WrongSchedule, parse, render
 from ._schedulers import DepthFirst, Pct, RandomWalk, Replay, RoundRobin, Scheduler
 from ._telling import draw, summary, tell
-from ._world import STANDARD, Broken, World
+from ._world import STANDARD, Broken, ModelError, World
 from .locks import Mutex, RwLock, Spin
 from .memory import Block, Memory, Refcount
 from .waiting import Srcu, WaitQueue, Worker

@@ -1,6 +1,6 @@
 """Exploring a design: run its schedules, shrink what fails, say what it came to."""
 
-from ._follow import STEPS, Followed, ModelError, follow
+from ._follow import STEPS, Followed, follow
 from ._key import Unkeyable
 from ._result import Bounds, Result
 from ._scenario import Build, Design
@@ -8,7 +8,7 @@ from ._schedule import WrongSchedule, parse, render
 from ._schedulers import RandomWalk, Replay, Scheduler
 from ._search import TWICE, Search
 from ._shrink import shrink
-from ._world import Broken
+from ._world import Broken, ModelError
 
 BOUND = 3
 

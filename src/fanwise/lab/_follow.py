@@ -4,19 +4,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from fanwise._errors import FanwiseError, LifetimeError
+from fanwise._errors import LifetimeError
 from fanwise.lifetime import Until
 
 from ._key import Keys, Unkeyable
 from ._schedule import LETTERS, render
 from ._schedulers import Scheduler, listed
-from ._world import Broken, World, activate
+from ._world import Broken, ModelError, World, activate
 
 STEPS = 10_000  # of one schedule; more is taken for a model that never ends
-
-
-class ModelError(FanwiseError):
-    """A model is wrong in itself: it cannot be built, or says what cannot be."""
 
 
 class Told(NamedTuple):

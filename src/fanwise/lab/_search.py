@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from ._follow import ModelError, as_broken, built, same_twice
+from ._follow import as_broken, built, same_twice
 from ._key import Keys, Unkeyable
 from ._schedulers import listed, lowest
-from ._world import Broken, World
+from ._world import Broken, ModelError, World
 
 Build = Callable[[World], None]
 FREE = 1 << 30  # more preemptions than any schedule has steps

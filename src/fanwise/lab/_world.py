@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from types import GeneratorType
 from typing import Any, NoReturn
 
+from fanwise._errors import FanwiseError
 from fanwise.lifetime import Run, Until
 
 STANDARD = {
@@ -36,6 +37,10 @@ class Broken(Exception):
         super().__init__(broken, seen)
         self.property = broken
         self.seen = seen
+
+
+class ModelError(FanwiseError):
+    """A model is wrong in itself: it cannot be built, or says what cannot be."""
 
 
 class World:
@@ -220,9 +225,20 @@ class World:
                 raise Broken(prop)
 
     def _close(self) -> None:
-        """Let go of tasks and state."""
+        """End the tasks that are left, and let go of them and of the state."""
+        if self._over:
+            return
         self._over = True
         self._now = -1
+        for name, gen, step in zip(self._names, self._gens, self._at, strict=True):
+            if step is not None:
+                try:
+                    gen.close()
+                except Exception as error:
+                    raise ModelError(
+                        f"task {name!r} cannot end before {step!r}: {error}",
+                        "no yield in a finally, and nothing there that can fail",
+                    ) from error
         self._gens.clear()
         self._at.clear()
         self._always.clear()
