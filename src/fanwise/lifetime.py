@@ -238,6 +238,11 @@ class Run(Generic[R]):
         return self.at is not None and (self._ready is None or self._ready())
 
     @property
+    def waits(self) -> bool:
+        """Whether the step ``at`` is one that waits for others, whether or not it can be done."""
+        return self._ready is not None
+
+    @property
     def result(self) -> R:
         """What the protocol returned. Raises LifetimeError unless it ran to its end."""
         if not self._result:

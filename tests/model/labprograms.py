@@ -65,6 +65,7 @@ def design(program):
                     spawned.append(name)
                     world.spawn(f"{name}{len(spawned)}", add(name))
                 elif op == "stop" and not state[name]:
+                    world.count("stops")
                     return
 
         for number, body in enumerate(program):
@@ -80,18 +81,19 @@ def design(program):
 
 
 def brute(program, bound):
-    """Return whether `never` can break with at most so many preemptions, and every end."""
+    """Return whether `never` can break, every end, and how many stops there are at the ends."""
     flat = [[] for _ in program]
     for steps, body in zip(flat, program, strict=True):
         for op, name, *more in body:
             steps += [("add", name)] * more[0] if op == "again" else [(op, name, *more)]
-    ends, seen = set(), set()
+    ends, seen, counts = set(), set(), set()
     broken = False
     start = (
         tuple((name, 0) for name in VARIABLES),
         tuple((tuple(steps), 0) for steps in flat),
         -1,
         bound,
+        0,
     )
     todo = [start]
     while todo:
@@ -99,7 +101,7 @@ def brute(program, bound):
         if at in seen:
             continue
         seen.add(at)
-        shared, tasks, last, left = at
+        shared, tasks, last, left, stops = at
         state = dict(shared)
         enabled = [
             i
@@ -108,7 +110,9 @@ def brute(program, bound):
         ]
         if not enabled:
             ends.add(repr(sorted(state.items())))
+            counts.add(stops)
         for i in enabled:
+            stopped = stops
             cost = last in enabled and i != last
             if cost and left == 0:
                 continue
@@ -127,10 +131,11 @@ def brute(program, bound):
                 more.append(((("add", name),), 0))
             elif op == "stop" and not now[name]:
                 steps = ()
+                stopped += 1
             if op == "never" and now[name] == rest[0]:
                 broken = True
                 continue
             more[i] = (steps, register)
             spent = None if left is None else left - cost
-            todo.append((tuple(sorted(now.items())), tuple(more), i, spent))
-    return broken, ends
+            todo.append((tuple(sorted(now.items())), tuple(more), i, spent, stopped))
+    return broken, ends, counts

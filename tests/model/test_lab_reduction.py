@@ -9,7 +9,7 @@ from tests.model.labprograms import brute, design, programs
 
 def compare(program, bound):
     model = design(program)
-    broken, ends = brute(program, bound)
+    broken, ends, stops = brute(program, bound)
     # Without a bound the plain search runs every interleaving: only of what is small.
     small = sum(len(body) for body in program) <= 7 and "spawn" not in repr(program)
     for reduce in (True, False) if small or bound is not None else (True,):
@@ -18,6 +18,7 @@ def compare(program, bound):
         assert result.not_keyed is None
         if not broken:
             assert set(result.cases["end"]) == ends
+            assert result.counts.get("stops", (0, 0)) == (min(stops), max(stops))
 
 
 @pytest.mark.parametrize("bound", [0, 1, 2, None])

@@ -34,7 +34,7 @@ class Thing:
 def test_a_run_does_the_steps_in_order():
     thing = Thing()
     run = thing.work()
-    assert (run.at, thing.done) == ("one", [])
+    assert (run.at, run.waits, thing.done) == ("one", False, [])
     assert run.step() == "one"
     assert (run.at, thing.done) == ("two", [1])
     assert run.run()
@@ -49,7 +49,7 @@ def test_a_step_that_waits_is_not_done_before_it_can_be():
     thing.free = False
     run = thing.work()
     assert not run.run()
-    assert (run.at, run.ready, thing.done) == ("two", False, [1])
+    assert (run.at, run.ready, run.waits, thing.done) == ("two", False, True, [1])
     with pytest.raises(LifetimeError, match="cannot do 'two' yet"):
         run.step()
     with pytest.raises(LifetimeError, match="has no result; it stands before 'two'"):

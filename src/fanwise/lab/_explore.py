@@ -1,6 +1,6 @@
 """Exploring a design: run its schedules, shrink what fails, say what it came to."""
 
-from ._follow import STEPS, Followed, follow
+from ._follow import STEPS, Figures, Followed, follow
 from ._key import Unkeyable
 from ._result import Bounds, Result
 from ._scenario import Build, Design
@@ -54,7 +54,7 @@ def explore(
         search.plain()
     result = _result(design, Bounds(bound, steps))
     result.schedules, result.steps, result.states = search.schedules, search.steps, search.states
-    result.counts, result.reduced = search.counts, reduce and not not_keyed
+    result.counts, result.reduced = search.figures.counts, reduce and not not_keyed
     result.not_keyed = not_keyed
     if search.broken is not None:
         _breaks(design, result, search.broken, search.picks)
@@ -77,6 +77,7 @@ def sample(
         scheduler = RandomWalk(count, seed)
     result = _result(design, Bounds(None, steps, 0))
     cases: set[tuple[str, str]] = set()
+    figures = Figures()
     while scheduler.begin():
         done = follow(design.build, scheduler, steps)
         result.schedules += 1
@@ -85,9 +86,9 @@ def sample(
         if done.broken is not None:
             _breaks(design, result, done.broken, done.picks)
             break
-        for name, value in done.counts.items():
-            low, high = result.counts.get(name, (value, value))
-            result.counts[name] = (min(low, value), max(high, value))
+        if done.ended:
+            figures.end(done.counts)
+    result.counts = figures.counts
     result.bounds = Bounds(None, steps, result.schedules)
     _cases(result, cases)
     return result

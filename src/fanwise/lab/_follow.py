@@ -23,6 +23,29 @@ class Told(NamedTuple):
     notes: tuple[str, ...]
 
 
+class Figures:
+    """The least and the most of each figure over all schedules that ended."""
+
+    __slots__ = ("_ended", "counts")
+
+    def __init__(self) -> None:
+        self.counts: dict[str, tuple[int, int]] = {}
+        self._ended = False
+
+    def end(self, counts: dict[str, int]) -> None:
+        """Take in the figures of a schedule that ended; what it did not count is 0."""
+        if counts or self.counts:
+            for name, value in counts.items():
+                if name not in self.counts:  # it was 0 in all that ended before
+                    first = 0 if self._ended else value
+                    self.counts[name] = (first, first)
+            for name, (low, high) in self.counts.items():
+                value = counts.get(name, 0)
+                if not low <= value <= high:
+                    self.counts[name] = (min(low, value), max(high, value))
+        self._ended = True
+
+
 class Followed(NamedTuple):
     """What a schedule led to. ``broken`` is None when nothing broke in it."""
 

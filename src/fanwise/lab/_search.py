@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from ._follow import as_broken, built, same_twice
+from ._follow import Figures, as_broken, built, same_twice
 from ._key import Keys, Unkeyable
 from ._schedulers import listed, lowest
 from ._world import Broken, ModelError, World
@@ -56,7 +56,7 @@ class Search:
         self.schedules = 0
         self.states = 0
         self.steps = 0
-        self.counts: dict[str, tuple[int, int]] = {}
+        self.figures = Figures()
         self.cases: set[tuple[str, str]] = set()
 
     # -- the plain search --
@@ -101,8 +101,7 @@ class Search:
                     if not enabled:
                         world._alive = alive
                         world._check_end()
-                        if world._counts:
-                            self._count(world._counts)
+                        self.figures.end(world._counts)
                         break
                     if depth >= limit:
                         self.whole = False
@@ -211,8 +210,7 @@ class Search:
                     if not enabled:
                         world._alive = alive
                         world._check_end()
-                        if world._counts:
-                            self._count(world._counts)
+                        self.figures.end(world._counts)
                         break
                     if depth >= limit:
                         self.whole = False
@@ -287,11 +285,6 @@ class Search:
         self.states = len(seen)
 
     # -- what both do --
-
-    def _count(self, counts: dict[str, int]) -> None:
-        for name, value in counts.items():
-            low, high = self.counts.get(name, (value, value))
-            self.counts[name] = (min(low, value), max(high, value))
 
     def _differs(self, picks: list[int]) -> bool:
         broken = same_twice(self.build, picks)

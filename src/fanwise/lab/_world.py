@@ -5,6 +5,7 @@ LOCKING   none: one thread. Tasks interleave where they yield, and nowhere else.
 LIFETIME  one world for each schedule that is run: a model is built anew every time.
 """
 
+import re
 from collections.abc import Callable, Generator
 from types import GeneratorType
 from typing import Any, NoReturn
@@ -34,6 +35,7 @@ class Broken(Exception):
     """A property does not hold: its slug, and what was seen. Ends the schedule."""
 
     def __init__(self, broken: str, seen: str = "") -> None:
+        seen = re.sub(r"0x[0-9a-f]{6,}", "0x", seen)  # addresses, which no replay repeats
         super().__init__(broken, seen)
         self.property = broken
         self.seen = seen
@@ -283,7 +285,7 @@ class Atomic:
 
 def _steps(run: Run[Any]) -> Generator[Step, None, None]:
     while run.at is not None:
-        yield Until(run.at, lambda: run.ready, run.on)
+        yield Until(run.at, lambda: run.ready, run.on) if run.waits else run.at
         run.step()
 
 
