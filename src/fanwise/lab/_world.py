@@ -319,7 +319,9 @@ def _bits(mask: int) -> list[int]:
 
 
 def _holders(step: Until) -> list[str]:
-    return list(getattr(step.on, "holders", ()))
+    holders = getattr(step.on, "holders", ())
+    # The order of a set of names is another one in each process.
+    return sorted(holders) if isinstance(holders, (set, frozenset)) else list(holders)
 
 
 def _circle(start: str, waits: dict[str, Until]) -> list[str]:
