@@ -138,7 +138,7 @@ def as_broken(error: Exception) -> Broken:
     return broken
 
 
-def same_twice(build: Callable[[World], None], picks: Sequence[int]) -> Broken | None:
+def same_twice(build: Callable[[World], None], picks: Sequence[int], keys: Keys) -> Broken | None:
     """Run a schedule on two models side by side; return how they differ, if they do.
 
     They differ when a model depends on what is no part of it: addresses, clocks, random numbers,
@@ -168,7 +168,7 @@ def same_twice(build: Callable[[World], None], picks: Sequence[int]) -> Broken |
             if came[0] is not None or came[1] is not None:
                 texts = [f"breaks {c.property}: {c.seen}" if c else "breaks nothing" for c in came]
                 return None if texts[0] == texts[1] else _differs(picks[: number + 1], *texts)
-        keys = Keys()
+        keys.ambiguous = False
         try:
             same = keys.tokens(one) == keys.tokens(two)
         except Unkeyable:

@@ -57,6 +57,7 @@ class Search:
         self.states = 0
         self.steps = 0
         self.figures = Figures()
+        self.keys = Keys()
         self.cases: set[tuple[str, str]] = set()
 
     # -- the plain search --
@@ -172,7 +173,7 @@ class Search:
         limit, cases = self.limit, self.cases
         free = self.bound >= FREE
         last_level = 0 if free else self.bound
-        key = Keys().key
+        key = self.keys.key
         # Where each state was seen first: its level, and the tasks that went on from it.
         seen: dict[bytes, tuple[int, int]] = {}
         level = 0
@@ -287,7 +288,7 @@ class Search:
     # -- what both do --
 
     def _differs(self, picks: list[int]) -> bool:
-        broken = same_twice(self.build, picks)
+        broken = same_twice(self.build, picks, self.keys)
         if broken is not None:
             self.broken, self.picks = broken, picks.copy()
         return broken is not None
