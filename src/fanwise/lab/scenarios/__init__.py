@@ -2,9 +2,11 @@
 
 CATALOGUE: tuple[str, ...] = (
     "error-event",
+    "delete-order",
+    "freeze",
+    "eventfs",
     "note-queue",
     "write-back",
-    "eventfs",
-    "evict-read",
     "group-teardown",
+    "evict-read",
 )
