@@ -10,6 +10,7 @@ from fanwise import Exit, __version__
 COMMANDS = {
     "watch": ("fanwise.cli._watch:command", "Print what changes below a directory."),
     "health": ("fanwise.cli._health:command", "Say whether filesystems break, and follow it."),
+    "lab": ("fanwise.cli._lab:command", "Run design debates as models, and see which break."),
     "doctor": ("fanwise.cli._doctor:command", "Say what can be watched here, and what cannot."),
     "config": ("fanwise.cli._config:command", "Show, check or print the configuration."),
 }

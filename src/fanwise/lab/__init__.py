@@ -23,11 +23,13 @@ print(explore(SCENARIO["racy"]).schedule)   # replays the loss
 
 from ._explore import BOUND, explore, replay, sample
 from ._follow import Followed, Told
+from ._pages import chart, design_markdown, scenario_markdown
 from ._result import Bounds, Result
 from ._scenario import Design, NoSuchDesign, Scenario, find, load, load_file, names
 from ._schedule import WrongSchedule, parse, render
 from ._schedulers import DepthFirst, Pct, RandomWalk, Replay, RoundRobin, Scheduler
 from ._telling import draw, summary, tell
+from ._template import template
 from ._world import STANDARD, Broken, ModelError, World
 from .locks import Mutex, RwLock, Spin
 from .memory import Block, Memory, Refcount
@@ -62,6 +64,8 @@ __all__ = [
     "Worker",
     "World",
     "WrongSchedule",
+    "chart",
+    "design_markdown",
     "draw",
     "explore",
     "find",
@@ -72,6 +76,8 @@ __all__ = [
     "render",
     "replay",
     "sample",
+    "scenario_markdown",
     "summary",
     "tell",
+    "template",
 ]

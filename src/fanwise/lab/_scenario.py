@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fanwise._errors import FanwiseError
+from fanwise._errors import Exit, FanwiseError
 from fanwise.lifetime import Lifetime, Steps
 
 from ._world import STANDARD, World
@@ -16,6 +16,8 @@ Build = Callable[[World], None]
 
 class NoSuchDesign(FanwiseError):
     """No scenario or no design has this name; the remedy lists those that there are."""
+
+    exit_status: Exit = Exit.USAGE
 
 
 class Design:

@@ -8,13 +8,15 @@ import string
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 
-from fanwise._errors import FanwiseError
+from fanwise._errors import Exit, FanwiseError
 
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 
 
 class WrongSchedule(FanwiseError):
     """A text that is no schedule, or one that the design cannot follow."""
+
+    exit_status: Exit = Exit.USAGE
 
 
 def render(picks: Sequence[int]) -> str:

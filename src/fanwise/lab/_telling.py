@@ -21,7 +21,7 @@ def tell(design: Design, done: Followed) -> str:
         prop = done.broken.property
         lines.append(f"breaks {prop}: {design.sentence(prop)}")
         if done.broken.seen:
-            lines.append(f"       {done.broken.seen}")
+            lines += [f"       {part}" for part in done.broken.seen.split("; ")]
     elif done.ended:
         lines.append("ends, and nothing broke")
     else:
@@ -55,7 +55,7 @@ def summary(result: Result) -> str:
     if result.property is not None:
         lines[0] += f" {result.property} by {result.schedule}"
         if result.seen:
-            lines.append(f"  {result.seen}")
+            lines += [f"  {part}" for part in result.seen.split("; ")]
     if bounds.sampled is not None:
         within = f"{bounds.sampled} schedules drawn"
     elif bounds.preemptions is None:

@@ -1,0 +1,273 @@
+"""``fanwise lab``: designs as models, explored, replayed and shown."""
+
+import traceback
+from pathlib import Path
+
+import click
+import msgspec
+
+from fanwise import Exit, FanwiseError
+from fanwise.cli._output import Output
+from fanwise.lab import (
+    BOUND,
+    Design,
+    Followed,
+    Pct,
+    Result,
+    Scenario,
+    chart,
+    design_markdown,
+    draw,
+    explore,
+    load,
+    load_file,
+    names,
+    replay,
+    sample,
+    summary,
+    tell,
+    template,
+)
+
+_file = click.option(
+    "--file", type=click.Path(path_type=Path), metavar="FILE", help="Take the scenario from FILE."
+)
+
+
+@click.group(no_args_is_help=True)
+def command() -> None:
+    """Run design debates as models: every interleaving, or the one that breaks.
+
+    A scenario is a debate, with the designs that were proposed and the properties that they are
+    judged by. TARGET is SCENARIO or SCENARIO/DESIGN; with --file it may be left out, or be the name
+    of a design alone.
+    """
+
+
+@command.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each design.")
+def list_(as_json: bool) -> int:
+    """List the scenarios and their designs."""
+    output = Output()
+    for slug in names():
+        scenario = load(slug)
+        if as_json:
+            for design in scenario.designs.values():
+                row = {"scenario": slug, "design": design.slug, "title": design.title}
+                output.write(msgspec.json.encode(row) + b"\n")
+            continue
+        wide = max(map(len, scenario.designs))
+        lines = [f"{slug}: {scenario.title}"]
+        lines += [f"  {d.slug:{wide}}  {d.title}" for d in scenario.designs.values()]
+        output.write(("\n".join(lines) + "\n\n").encode())
+    return Exit.OK
+
+
+@command.command()
+@click.argument("targets", nargs=-1, metavar="[TARGET...]")
+@_file
+@click.option(
+    "--bound",
+    type=click.IntRange(0),
+    default=BOUND,
+    show_default=True,
+    metavar="N",
+    help="Cover every schedule of up to N preemptions.",
+)
+@click.option(
+    "--random", type=click.IntRange(1), metavar="N", help="Run N random schedules instead."
+)
+@click.option(
+    "--pct", type=click.IntRange(1), metavar="N", help="Run N schedules by random priorities."
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="Where random begins."
+)
+@click.option("--seconds", type=float, metavar="S", help="Spend at most S seconds on a design.")
+@click.option(
+    "--plain", is_flag=True, help="Leave nothing out, also where a state was seen before."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each design.")
+def run(
+    targets: tuple[str, ...],
+    file: Path | None,
+    bound: int,
+    random: int | None,
+    pct: int | None,
+    seed: int,
+    seconds: float | None,
+    plain: bool,
+    as_json: bool,
+) -> int:
+    """Explore designs and say whether they hold: those of each TARGET, or all.
+
+    "holds" means that every schedule within the bounds was covered. A design that breaks is told
+    with the property, what was seen, and a schedule that replays it. "sampled" means that nothing
+    broke in the schedules that were run, and that there are others.
+
+    The status is 1 when a design breaks, and 3 when one could not be covered.
+    """
+    if random is not None and pct is not None:
+        raise click.UsageError("--random and --pct exclude each other.")
+    output = Output()
+    status = Exit.OK
+    for design in _designs(targets, file):
+        if random is not None:
+            result = sample(design, random, seed=seed)
+        elif pct is not None:
+            result = sample(design, scheduler=Pct(pct, seed=seed))
+        else:
+            result = explore(design, bound=bound, reduce=not plain, seconds=seconds)
+        text = f"{result.json()}\n" if as_json else _told(design, result, file)
+        output.write(text.encode())
+        status = max(status, _status(result, random is not None or pct is not None))
+    return status
+
+
+def _told(design: Design, result: Result, file: Path | None) -> str:
+    text = summary(result)
+    if result.schedule:
+        target = design.name if file is None else f"--file {file} {design.slug}"
+        text += f"  fanwise lab replay {target} {result.schedule}\n"
+    return text
+
+
+# A design that breaks is worse than one that nobody can tell of.
+def _status(result: Result, asked_to_sample: bool) -> Exit:
+    if result.verdict == "breaks":
+        return Exit.NO
+    return Exit.OK if result.verdict == "holds" or asked_to_sample else Exit.CANNOT_TELL
+
+
+@command.command("replay")
+@click.argument("target", metavar="TARGET")
+@click.argument("schedule", metavar="SCHEDULE")
+@_file
+@click.option("--chart", "as_chart", is_flag=True, help="Print a chart: a column for each task.")
+@click.option("--mermaid", is_flag=True, help="Print a Mermaid sequence diagram.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each step.")
+def replay_(
+    target: str, schedule: str, file: Path | None, as_chart: bool, mermaid: bool, as_json: bool
+) -> int:
+    """Run one SCHEDULE of SCENARIO/DESIGN, step by step, and say what breaks and where.
+
+    A schedule is letters of tasks, in the order in which the design makes them, each with a number
+    of steps: A3B1A2. The status is 1 when a property breaks.
+    """
+    if as_chart + mermaid + as_json > 1:
+        raise click.UsageError("--chart, --mermaid and --json exclude each other.")
+    design = _one(target, file)
+    followed = replay(design, schedule)
+    broken = followed.broken
+    if as_json:
+        encode = msgspec.json.encode
+        lines = [
+            encode(
+                {
+                    "step": at,
+                    "task": followed.names[told.task],
+                    "does": told.step,
+                    "notes": told.notes,
+                }
+            )
+            for at, told in enumerate(followed.trace, start=1)
+        ]
+        last = {
+            "scenario": design.scenario.slug,
+            "design": design.slug,
+            "verdict": "breaks" if broken else "sampled",
+            "property": broken.property if broken else None,
+            "schedule": schedule,
+            "seen": broken.seen if broken else None,
+        }
+        text = b"\n".join([*lines, encode(last), b""])
+    else:
+        text = (_chart if as_chart else draw if mermaid else tell)(design, followed).encode()
+    Output().write(text)
+    return Exit.NO if broken else Exit.OK
+
+
+def _chart(design: Design, followed: Followed) -> str:
+    steps = 1 + sum(1 + len(told.notes) for told in followed.trace)
+    outcome = tell(design, followed).splitlines(keepends=True)[steps:]
+    return f"{chart(followed)}\n{''.join(outcome)}"
+
+
+@command.command()
+@click.argument("target", metavar="TARGET")
+@_file
+def show(target: str, file: Path | None) -> int:
+    """Show a design's states and transitions, as table and diagram; or a scenario's debate."""
+    designs = _designs((target,), file)
+    if "/" in target or len(designs) == 1:
+        text = design_markdown(designs[0])
+    else:
+        scenario = designs[0].scenario
+        lines = [f"# {scenario.title}", scenario.text.strip(), "## What is checked"]
+        lines.append("\n".join(f"- {slug}: {says}" for slug, says in scenario.properties.items()))
+        lines.append("## Designs")
+        lines.append("\n".join(f"- {d.slug}: {d.title}" for d in designs))
+        text = "\n\n".join(lines) + "\n"
+    Output().write(text.encode())
+    return Exit.OK
+
+
+@command.command()
+@click.argument("name", metavar="NAME")
+def new(name: str) -> int:
+    """Write NAME.py here: a small scenario that runs, to be made yours."""
+    module = name.removesuffix(".py").replace("-", "_")
+    if not module.isidentifier():
+        raise click.UsageError(f"{name!r} is no name for a Python module.")
+    path = Path(f"{module}.py")
+    try:
+        with path.open("x") as file:
+            file.write(template(module))
+    except FileExistsError as error:
+        raise FanwiseError(f"{path} is there already", "choose another name") from error
+    except OSError as error:
+        raise FanwiseError(f"{path} cannot be written: {error.strerror}") from error
+    Output().write(f"wrote {path}; next: fanwise lab run --file {path}\n".encode())
+    return Exit.OK
+
+
+def _designs(targets: tuple[str, ...], file: Path | None) -> list[Design]:
+    if file is None:
+        wanted = [(load(target.partition("/")[0]), target) for target in targets or names()]
+    else:
+        scenario = _scenario(file)
+        wanted = [(scenario, target) for target in targets or (scenario.slug,)]
+    return [design for scenario, target in wanted for design in _of(scenario, target)]
+
+
+# What a file raises when it is run is its author's to mend: told with the line, not as our crash.
+def _scenario(file: Path) -> Scenario:
+    try:
+        return load_file(file)
+    except FanwiseError:
+        raise
+    except Exception as error:
+        inside = [
+            entry.lineno
+            for entry in traceback.extract_tb(error.__traceback__)
+            if Path(entry.filename) == file.absolute()
+        ]
+        line = error.lineno if isinstance(error, SyntaxError) else inside[-1] if inside else None
+        where = f"{file}:{line}" if line is not None else str(file)
+        raise FanwiseError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def _of(scenario: Scenario, target: str) -> list[Design]:
+    slug, slash, design = target.partition("/")
+    if slash and slug == scenario.slug:
+        return [scenario[design]]
+    if target == scenario.slug:
+        return list(scenario.designs.values())
+    return [scenario[target]]  # with --file, a design alone
+
+
+def _one(target: str, file: Path | None) -> Design:
+    designs = _designs((target,), file)
+    if len(designs) != 1:
+        raise click.UsageError(f"{target} has {len(designs)} designs; name one: SCENARIO/DESIGN.")
+    return designs[0]
