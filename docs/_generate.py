@@ -10,13 +10,16 @@ import importlib
 import pkgutil
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import click
 
 import fanwise
-from fanwise import Exit, Lifetime, config
+from fanwise import Exit, Lifetime, config, lab
+from fanwise.cli import _lab
 from fanwise.cli._main import _group
 from fanwise.lifetime import Steps
 from fanwise.metrics.health import METRICS
@@ -50,7 +53,9 @@ def commands(context: click.Context | None = None) -> Iterator[click.Context]:
 def lifetimes() -> dict[str, Lifetime | Steps]:
     """Every declared lifetime and protocol, by where it is declared."""
     found = {}
-    for module in pkgutil.walk_packages(fanwise.__path__, "fanwise."):
+    modules = list(pkgutil.walk_packages(fanwise.__path__, "fanwise."))
+    # Scenarios use the lifetimes of others: what is declared elsewhere is named there.
+    for module in sorted(modules, key=lambda module: ".scenarios" in module.name):
         if module.name.endswith("__main__"):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
@@ -121,7 +126,47 @@ def render_metrics() -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_scenario(slug: str) -> str:
+    """The page of a scenario: every design is explored, as `fanwise lab run` does."""
+    scenario = lab.load(slug)
+    results = {name: lab.explore(design) for name, design in scenario.designs.items()}
+    failing = {
+        name: lab.replay(scenario[name], result.schedule)
+        for name, result in results.items()
+        if result.schedule
+    }
+    return lab.scenario_markdown(scenario, results, failing)
+
+
+def new_scenario() -> lab.Scenario:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "my_debate.py")
+        path.write_text(lab.template("my_debate"))
+        return lab.load_file(path)
+
+
+def render_template() -> str:
+    return f"```py\n{lab.template('my_debate')}```\n"
+
+
+def render_run() -> str:
+    lines = ["$ fanwise lab run --file my_debate.py\n"]
+    for design in new_scenario().designs.values():
+        lines.append(_lab._told(design, lab.explore(design), Path("my_debate.py")))
+    return f"```text\n{''.join(lines)}```\n"
+
+
+def render_replay() -> str:
+    design = new_scenario()["look-then-take"]
+    schedule = lab.explore(design).schedule
+    chart = _lab._chart(design, lab.replay(design, schedule))
+    command = f"$ fanwise lab replay --file my_debate.py {design.slug} {schedule} --chart"
+    return f"```text\n{command}\n{chart}```\n"
+
+
 BLOCKS = {
+    "lab/new.md": {"template": render_template, "run": render_run, "replay": render_replay},
+    **{f"lab/{slug}.md": {"scenario": partial(render_scenario, slug)} for slug in lab.names()},
     "guarantees.md": {"rungs": render_rungs},
     "cli.md": {"help": render_help, "statuses": render_statuses},
     "configuration.md": {"variables": render_variables, "default": render_default_file},

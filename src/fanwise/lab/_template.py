@@ -3,8 +3,8 @@
 TEMPLATE = '''\
 """{title}: who takes the reference, and when.
 
-    fanwise lab run --file {name}.py
-    fanwise lab show --file {name}.py {slug}/look-then-take
+$ fanwise lab run --file {name}.py
+$ fanwise lab show --file {name}.py {slug}/look-then-take
 """
 
 from fanwise.lab import Memory, Mutex, Scenario, World
