@@ -189,3 +189,17 @@ def test_the_same_operations_end_alike(disk, first, steps):
         twin.tree()
         while twin.files:
             twin.do("close", on=[0])
+
+
+def test_a_removed_directory(disk):
+    point, memory = disk
+    clear(point)
+    with Twin(point, memory) as twin:
+        twin.do("mkdir", "/d")
+        twin.do("open", "/d", os.O_RDONLY)
+        assert twin.do("readdir", on=[0]) == ("ok", [])
+        twin.do("rmdir", "/d")
+        assert twin.do("readdir", on=[0]) == "ENOENT"
+        assert twin.do("fstat", on=[0])[1].nlink == 0
+        twin.do("mkdir", "/d")
+        twin.do("close", on=[0])

@@ -210,6 +210,8 @@ def test_a_read_only_mount(tmp_path):
                     ours = failed(error.errno)
                 assert real == ours, (name, args)
                 assert real in ("ok", "EROFS", "EEXIST", "ENOENT", "EISDIR")
+            levels = vfs.root.sb.freeze.levels.values()
+            assert not any(level.holders for level in levels)
             for fd in linux.opened:
                 os.close(fd)
         finally:

@@ -368,3 +368,15 @@ def test_an_unmount_writes_back_and_ends_the_marks():
     assert [event.mask for event in group.read()] == [m.MODIFY]  # what was told stays to be read
     finish(vfs.mount(vfs.superblock("again", disk), "/m"))
     assert finish(vfs.read(finish(vfs.open("/m/f")), 9)) == b"new"
+
+
+def test_what_lost_its_last_name_gets_no_other():
+    vfs = Vfs()
+    sb = vfs.superblock("fs", Disk({"f": b"", "d": {}}))
+    vfs.mount_root(sb)
+    link = vfs.link("/f", "/d/g")
+    until(link, "lock directory")  # it has found /f
+    finish(vfs.unlink("/f"))
+    with pytest.raises(FileNotFoundError):
+        finish(link)
+    accounts(vfs, sb)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fanwise import vfs
-from fanwise.vfs import Disk, Vfs, finish
+from fanwise.vfs import Disk, RwSem, Vfs, finish
 from fanwise.vfs.errseq import SEEN, advance, check, record, sample
 
 PAGE = Path(__file__).parents[2] / "docs/vfs.md"
@@ -62,3 +62,34 @@ def test_error_sequences():
     assert again != seen
     assert check(again, seen) == 5
     assert record(0xFFFF_F005, 28) == 28 + 0x0  # the counter wraps
+
+
+def test_a_writer_that_waits_keeps_new_readers_out():
+    who = ["reader"]
+    lock = RwSem("lock", lambda: who[0])
+    finish(lock.share("read"))
+    writer, other = lock.take("write"), lock.share("read too")
+    waits, comes = next(writer), next(other)
+    assert (waits.ready(), waits.on.holders, comes.ready()) == (False, ["reader"], False)
+    lock.release()
+    assert waits.ready()
+    assert not comes.ready()
+    who[0] = "writer"
+    assert next(writer, "has it") == "has it"
+    assert not comes.ready()
+    lock.release()
+    assert comes.ready()
+
+
+def test_who_is_abandoned_keeps_its_locks():
+    who = ["task"]
+    it = Vfs(current=lambda: who[0])
+    sb = it.superblock("fs", Disk({"f": b""}))
+    it.mount_root(sb)
+    unlink = it.unlink("/f")
+    while next(unlink) != "remove name":
+        pass
+    who[0] = "another"
+    unlink.close()
+    assert sb.root.target.lock.holders == ["task"]
+    assert sb.freeze.levels["write"].holders == ["task"]
