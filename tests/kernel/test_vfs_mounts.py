@@ -170,9 +170,9 @@ def test_a_read_only_mount(tmp_path):
         make(point, {"a": {"f": b"1", "d": {}}, "b": {}})
         run("mount", "--make-private", str(point))
         run("mount", "--bind", str(point / "a"), str(point / "b"))
+        linux = Linux(point)
         try:
             run("mount", "-o", "remount,bind,ro", str(point / "b"))
-            linux = Linux(point)
             cases = [
                 ("open", "/b/f", os.O_RDONLY),
                 ("open", "/b/f", os.O_RDWR),
@@ -212,7 +212,7 @@ def test_a_read_only_mount(tmp_path):
                 assert real in ("ok", "EROFS", "EEXIST", "ENOENT", "EISDIR")
             levels = vfs.root.sb.freeze.levels.values()
             assert not any(level.holders for level in levels)
+        finally:
             for fd in linux.opened:
                 os.close(fd)
-        finally:
             run("umount", str(point / "b"))
