@@ -4,6 +4,7 @@ import pytest
 
 from fanwise.lab import explore, load
 from fanwise.notify.group import CLOSE
+from tests.model.lab_verdicts import check_reduction
 
 SCENARIO = load("group-teardown")
 
@@ -29,3 +30,8 @@ def test_our_own_code_holds(slug):
     assert (result.verdict, result.property, result.seen) == ("holds", None, None)
     assert result.reduced
     assert result.cases == CASES[slug]
+
+
+@pytest.mark.parametrize("slug", SCENARIO.designs)
+def test_the_reduction_changes_no_verdict(slug):
+    check_reduction(SCENARIO[slug])
