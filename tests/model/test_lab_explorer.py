@@ -256,6 +256,8 @@ def test_hidden_nondeterminism_is_a_failure_of_its_own(what, reduce):
     result = explore(design_of(build), bound=2, reduce=reduce, twice=1)
     assert (result.verdict, result.property) == ("breaks", "deterministic")
     assert "twice" in result.seen or "again" in result.seen
+    LEFT.clear()
+    assert sample(design_of(build), 30, twice=1).property == "deterministic"
 
 
 def test_what_cannot_be_keyed_runs_without_pruning_and_says_so():

@@ -1,7 +1,7 @@
 """Exploring a design: run its schedules, shrink what fails, say what it came to."""
 
-from ._follow import STEPS, Figures, Followed, follow
-from ._key import Unkeyable
+from ._follow import STEPS, Figures, Followed, follow, same_twice
+from ._key import Keys, Unkeyable
 from ._result import Bounds, Result
 from ._scenario import Build, Design
 from ._schedule import WrongSchedule, parse, render
@@ -71,20 +71,24 @@ def sample(
     scheduler: Scheduler | None = None,
     seed: int = 0,
     steps: int = STEPS,
+    twice: int = TWICE,
 ) -> Result:
-    """Run ``count`` random schedules, or those of ``scheduler``."""
+    """Run ``count`` random schedules, or those of ``scheduler``; one of ``twice`` is run twice."""
     if scheduler is None:
         scheduler = RandomWalk(count, seed)
     result = _result(design, Bounds(None, steps, 0))
     cases: set[tuple[str, str]] = set()
-    figures = Figures()
+    figures, keys = Figures(), Keys()
     while scheduler.begin():
         done = follow(design.build, scheduler, steps)
         result.schedules += 1
         result.steps += len(done.picks)
         cases |= done.cases
-        if done.broken is not None:
-            _breaks(design, result, done.broken, done.picks)
+        broken = done.broken
+        if broken is None and not result.schedules % twice:
+            broken = same_twice(design.build, done.picks, keys)
+        if broken is not None:
+            _breaks(design, result, broken, done.picks)
             break
         if done.ended:
             figures.end(done.counts)
