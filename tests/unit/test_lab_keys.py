@@ -254,7 +254,9 @@ def test_what_waits_belongs_to_the_state():
     keys = Keys()
 
     def waits(n):
-        yield Until("wait", (lambda n: lambda: n > 2)(n))
+        left = [n]
+        del n
+        yield Until("wait", (lambda n: lambda: n > 2)(left.pop()))
 
     def tokens(n):
         world = World()
