@@ -71,9 +71,12 @@ def test_a_database_that_never_calls_fsync_gets_its_eio(disk, tracefs):
         text=True,
     )
     with child:
-        assert child.stdout.readline() == "written\n"
-        subprocess.run(["sync", "-f", str(disk.point)], capture_output=True)
-        said = child.stdout.readline().split()
+        try:
+            assert child.stdout.readline() == "written\n"
+            subprocess.run(["sync", "-f", str(disk.point)], capture_output=True)
+            said = child.stdout.readline().split()
+        finally:
+            child.kill()  # or one that is told nothing is waited for
     assert said == ["object", str(errno.EIO), str(disk.point / "db/table")]
 
 
