@@ -512,3 +512,26 @@ def test_without_a_descriptor_left(tmpfs, tracefs):
         (by,) = {c.process for c in of(told, tmpfs / "b")}
         assert by is not None
         assert by.state == "traced"
+
+
+def test_a_trace_that_somebody_switches_off_names_nobody_wrong(tmpfs, tracefs, pure):
+    with watching(tmpfs, who=True, pure=pure) as reader:
+        (tmpfs / "a").touch()
+        (own,) = {c.process for c in of(reader.told(), tmpfs / "a")}
+        assert own is not None
+        (name,) = (n for n in os.listdir(f"{tracefs}/instances") if f"-{os.getpid()}-" in n)
+        Path(tracefs, "instances", name, "tracing_on").write_text("0")
+        run("/usr/bin/touch", f"{tmpfs}/b")
+        told = reader.told()
+        assert {c.process.state for c in of(told, tmpfs / "b") if c.process} <= {"gone"}
+        limits = reader.watch.who_limits
+        assert limits is not None
+        assert "switched it off" in limits
+        # Who is there is told by looking, as without a trace, once that is sure.
+        deadline = time.monotonic() + 20
+        state = ""
+        while state != "seen":
+            assert time.monotonic() < deadline
+            (tmpfs / "c").touch()
+            state = reader.told()[-1].process.state
+    assert name not in os.listdir(f"{tracefs}/instances")

@@ -363,6 +363,12 @@ class TraceSource:
                         total[name] += int(value)
         return total
 
+    @property
+    def recording(self) -> bool:
+        """Whether nobody has switched the instance off. Raises OSError when that cannot be seen."""
+        with open(f"{self.path}/tracing_on", "rb") as file:
+            return file.read().strip() == b"1"
+
     def lost_unseen(self) -> TraceLoss | None:
         """Look at the counters for losses that no page tells of; None when there are none new."""
         found = self.counters()

@@ -320,6 +320,10 @@ class Who:
                     self._lose(loss)
                 for record in records:
                     self._apply(record)
+                # Without a descriptor left it is looked at the next time.
+                with contextlib.suppress(OSError):
+                    if not self.trace.recording:
+                        self._give_up("somebody switched it off (tracing_on)")
         for found in looks:
             self._attach(found)
 
