@@ -93,6 +93,24 @@ def test_files_that_went_in_a_loss_and_then_their_directory(
         w.check()
 
 
+def test_a_directory_that_was_emptied_in_the_window_and_replaced(
+    tmpfs: Path, pure: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a loss nothing is told but what happened."""
+    paced(pure, monkeypatch, PACE)
+    (tmpfs / "old/sub").mkdir(parents=True)
+    (tmpfs / "new").mkdir()
+    write(tmpfs / "new/f")
+    with fanwise.watch(tmpfs, pure=pure, index=True) as watch:
+        w = Watched(watch, tmpfs, PACE + 0.5)
+        until_paced(watch, tmpfs)
+        os.rmdir(tmpfs / "old/sub")
+        os.rename(tmpfs / "new", tmpfs / "old")
+        w.until("renamed", tmpfs / "old")
+        w.check()
+        assert all(c.pid for c in w.consumer.told)
+
+
 def test_what_happened_in_a_directory_outside_is_not_believed(
     tmpfs: Path, pure: bool, gate: threading.Event
 ) -> None:

@@ -236,9 +236,12 @@ class Files:
 
     def vanished(self, rows: list[Any], at: int) -> None:
         """A directory is gone, and another one in its place: what is believed of both is mixed."""
-        self.catch_up()
         tree = self._r.tree
-        if not tree.info(at)[4] and not self.index.names(tree.info(at)[3]):
+        _, _, now, key, kids = tree.info(at)
+        if now & flags.ZOMBIE or not self._r.repair.active:
+            return  # it was told; or nothing can be believed in it
+        self.catch_up()
+        if kids <= self._ended.get(at, 0) and not self.index.names(key):
             return
         self._now = time.time()
         self._retell_twins(rows, at, self._children())
