@@ -100,7 +100,8 @@ class Verdicts(RuleBasedStateMachine):
         for cls in (CONTENT, PRE_CONTENT, PRE_CONTENT):
             self._make(cls, data.draw(policies(cls)))
         for listener in self.listeners:
-            self._mark(listener, data.draw(st.sampled_from(ONS)), m.OPEN_PERM | m.EVENT_ON_CHILD, 0)
+            on = data.draw(st.sampled_from(ONS))
+            self._mark(listener, on, m.OPEN_PERM | m.ACCESS_PERM | m.EVENT_ON_CHILD, 0)
 
     def _make(self, cls, policy):
         group = self.core.group(cls, policy=policy, questions_limit=LIMIT)
@@ -150,13 +151,21 @@ class Verdicts(RuleBasedStateMachine):
 
     # -- accesses --
 
-    @rule(key=st.sampled_from([b"f", b"g"]), bit=st.sampled_from([m.OPEN_PERM, *BITS]))
-    def access(self, key, bit):
+    # Sequences in which nobody waits test nothing: most accesses begin to ask at once, readers read
+    # where there is something, and ends begin when something can be under way.
+    @rule(
+        key=st.sampled_from([b"f", b"g"]),
+        bit=st.sampled_from([m.OPEN_PERM, *BITS]),
+        steps=st.sampled_from([1, 1, 1, 0]),
+    )
+    def access(self, key, bit, steps):
         event = PermissionEvent(bit, FS, key, b"d", key, pid=len(self.askers))
         if bit == m.PRE_ACCESS:
             event.range = (0, 4096)
         assert self.core.asks(event) == (self._next(event, (-1, -1)) is not None)
         self.askers.append(Asker(self.core.access(event)))
+        for _ in range(steps):
+            self._step(self.askers[-1], self.askers[-1].runs[0])
 
     def _next(self, event, after):
         wanting = [
@@ -177,6 +186,9 @@ class Verdicts(RuleBasedStateMachine):
             if asker.verdict is None:
                 asker.runs.append(asker.access.ask())
             return
+        self._step(asker, run)
+
+    def _step(self, asker, run):
         if not run.ready:
             assert run.at == "take the verdict"
             assert asker.asked.open
@@ -188,8 +200,8 @@ class Verdicts(RuleBasedStateMachine):
         if asker.verdict is not None:
             return
         if asker.asked is None:
-            assert not waited
-            self._ask(asker)
+            if not waited:  # the other run took it, and this one finds nothing to do
+                self._ask(asker)
         elif waited:
             asked, asker.asked = asker.asked, None
             assert asked.verdict is not None
@@ -244,9 +256,14 @@ class Verdicts(RuleBasedStateMachine):
     def an_event_that_nobody_waits_for(self, key):
         self.core.send([Event(m.OPEN, FS, key, b"d", key)])  # nobody asked for it
 
+    def _any(self, data, having):
+        """A listener that has something, if there is one."""
+        some = [listener for listener in self.listeners if having(listener)]
+        return data.draw(st.sampled_from(some or self.listeners))
+
     @rule(data=st.data(), most=st.sampled_from([None, 1, 2]), new=st.booleans())
     def read(self, data, most, new):
-        listener = data.draw(st.sampled_from(self.listeners))
+        listener = self._any(data, lambda it: it.queue)
         reader = None
         readers = [it for it in listener.readers if it.state != "LEFT"]
         try:
@@ -273,7 +290,7 @@ class Verdicts(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def a_reader_leaves(self, data):
-        listener = data.draw(st.sampled_from(self.listeners))
+        listener = self._any(data, lambda it: it.readers)
         if not listener.readers:
             return
         reader = data.draw(st.sampled_from(list(listener.readers)))
@@ -295,8 +312,9 @@ class Verdicts(RuleBasedStateMachine):
 
     @rule(data=st.data(), wrong=st.sampled_from([False, False, False, True]))
     def answer(self, data, wrong):
-        listener = data.draw(st.sampled_from(self.listeners))
-        number = data.draw(st.sampled_from([*listener.asked, 999]))
+        listener = self._any(data, lambda it: any(a.where != "queue" for a in it.asked.values()))
+        read = [number for number, it in listener.asked.items() if it.where != "queue"]
+        number = data.draw(st.sampled_from([*read, *read, *listener.asked, 999]))
         verdict = errno.ENOENT if wrong else data.draw(verdicts[listener.group.cls])
         asked = listener.asked.get(number)
         known = asked is not None and asked.where != "queue"
@@ -325,7 +343,7 @@ class Verdicts(RuleBasedStateMachine):
 
     # -- time --
 
-    @rule(seconds=st.integers(0, 3))
+    @rule(seconds=st.integers(0, 4))
     def time_goes_by(self, seconds):
         self.now += seconds
         left = []
@@ -346,6 +364,7 @@ class Verdicts(RuleBasedStateMachine):
 
     # -- the end --
 
+    @precondition(lambda self: len(self.askers) > 3)
     @rule(data=st.data())
     def begin_to_close(self, data):
         listener = data.draw(st.sampled_from(self.listeners))
