@@ -7,6 +7,7 @@ repository so that a page can be read without building anything; a test compares
 """
 
 import importlib
+import inspect
 import pkgutil
 import re
 import sys
@@ -58,8 +59,14 @@ def lifetimes() -> dict[str, Lifetime | Steps]:
     for module in sorted(modules, key=lambda module: ".scenarios" in module.name):
         if module.name.endswith("__main__"):
             continue
-        for name, value in vars(importlib.import_module(module.name)).items():
-            if isinstance(value, Lifetime | Steps):
+        there = importlib.import_module(module.name)
+        for name, value in vars(there).items():
+            if not isinstance(value, Lifetime | Steps):
+                continue
+            # Not where it was only imported to, such as the scenarios of the lab.
+            if re.search(
+                rf"^{name}\b.*= (Lifetime|Steps)\(", inspect.getsource(there), re.MULTILINE
+            ):
                 found.setdefault(value, f"{module.name}.{name}")
     return {where: lifetime for lifetime, where in found.items()}
 
