@@ -259,8 +259,8 @@ class _Tier:
         yield from self.vfs.write(self.fill, CONTENT, 0)
 
 
-def _base(world: World, tier: _Tier) -> _Tier:
-    world.task("sender", tier.sender())
+def _base(world: World, tier: _Tier, access: Callable[[], Op[bytes]] | None = None) -> _Tier:
+    world.task("sender", tier.sender(access))
     world.task("listener", tier.listener(), daemon=True)
     world.task("freezer", tier.freezer())
     return _judged(world, tier)
@@ -338,10 +338,7 @@ def _opener(tier: _Tier) -> Callable[[], Op[bytes]]:
 )
 def hook_outside_but_truncate(world: World) -> None:
     tier = _Tier(world, Guard(), mask=OPEN_PERM)
-    world.task("sender", tier.sender(_opener(tier)))
-    world.task("listener", tier.listener(), daemon=True)
-    world.task("freezer", tier.freezer())
-    _judged(world, tier)
+    _base(world, tier, _opener(tier))
 
 
 @SCENARIO.design(
@@ -357,10 +354,7 @@ def hook_outside_but_overlay(world: World) -> None:
         with held:
             return (yield from tier.vfs.read(tier.stub, len(CONTENT), 0))
 
-    world.task("sender", tier.sender(copy_up))
-    world.task("listener", tier.listener(), daemon=True)
-    world.task("freezer", tier.freezer())
-    _judged(world, tier)
+    _base(world, tier, copy_up)
 
 
 # -- listeners that do not wait --
@@ -590,10 +584,7 @@ def _looking(world: World, tier: _Tier, locked: bool) -> None:
         yield from tier.vfs.stat("/new")
         return CONTENT
 
-    world.task("sender", tier.sender(look_up))
-    world.task("listener", tier.listener(), daemon=True)
-    world.task("freezer", tier.freezer())
-    _judged(world, tier)
+    _base(world, tier, look_up)
 
 
 # -- changing the freezer --
@@ -632,10 +623,7 @@ def freeze_level_page_fault(world: World) -> None:
         with held:
             return (yield from tier.vfs.read(tier.stub, len(CONTENT), 0))
 
-    world.task("sender", tier.sender(touch))
-    world.task("listener", tier.listener(), daemon=True)
-    world.task("freezer", tier.freezer())
-    _judged(world, tier)
+    _base(world, tier, touch)
 
 
 @SCENARIO.design(
