@@ -26,24 +26,24 @@ class Told(NamedTuple):
 class Figures:
     """The least and the most of each figure over all schedules that ended."""
 
-    __slots__ = ("_ended", "counts")
+    __slots__ = ("counts", "ended")
 
     def __init__(self) -> None:
         self.counts: dict[str, tuple[int, int]] = {}
-        self._ended = False
+        self.ended = False
 
     def end(self, counts: dict[str, int]) -> None:
         """Take in the figures of a schedule that ended; what it did not count is 0."""
         if counts or self.counts:
             for name, value in counts.items():
                 if name not in self.counts:  # it was 0 in all that ended before
-                    first = 0 if self._ended else value
+                    first = 0 if self.ended else value
                     self.counts[name] = (first, first)
             for name, (low, high) in self.counts.items():
                 value = counts.get(name, 0)
                 if not low <= value <= high:
                     self.counts[name] = (min(low, value), max(high, value))
-        self._ended = True
+        self.ended = True
 
 
 class Followed(NamedTuple):
@@ -79,7 +79,11 @@ def follow(build: Callable[[World], None], scheduler: Scheduler, steps: int = ST
         except (Broken, LifetimeError) as error:
             caught = as_broken(error)
         while caught is None:
-            enabled = world._enabled()
+            try:
+                enabled = world._enabled()
+            except (Exception, Broken) as error:
+                caught = as_broken(error)
+                break
             if not enabled:
                 ended = True
                 caught = attempt(world._check_end)
@@ -105,7 +109,7 @@ def built(build: Callable[[World], None], world: World) -> None:
     """Build a model. Raises ModelError, and what breaks already."""
     try:
         build(world)
-    except (Broken, LifetimeError):
+    except (Broken, LifetimeError, ModelError):
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
@@ -121,12 +125,14 @@ def attempt(do: Callable[[], object]) -> Broken | None:
     """Do something; return what it breaks."""
     try:
         do()
-    except Exception as error:
+    except ModelError:
+        raise
+    except (Exception, Broken) as error:
         return as_broken(error)
     return None
 
 
-def as_broken(error: Exception) -> Broken:
+def as_broken(error: BaseException) -> Broken:
     """Return the property that an error out of a step breaks."""
     if isinstance(error, Broken):
         return error
@@ -151,34 +157,51 @@ def same_twice(build: Callable[[World], None], picks: Sequence[int], keys: Keys)
             worlds.append(world)
             build(world)
         one, two = worlds
+        keys.ambiguous = False
         for number in range(len(picks) + 1):
+            done = picks[:number]
             seen = [_seen(world) for world in worlds]
             if seen[0] != seen[1]:
-                return _differs(picks[:number], *seen)
+                return _differs(done, *seen)
+            if not _same(keys, one, two):
+                return _differs(done, "one state", "another one")
             if number == len(picks):
                 break
             task = picks[number]
             if not one._enabled() >> task & 1:
                 can = f"{LETTERS[task]} cannot do a step here"
-                return _differs(picks[:number], "the first time it could", can)
-            came = []
-            for world in worlds:
-                activate(world)
-                came.append(attempt(partial(world._step, task)))
-            if came[0] is not None or came[1] is not None:
-                texts = [f"breaks {c.property}: {c.seen}" if c else "breaks nothing" for c in came]
-                return None if texts[0] == texts[1] else _differs(picks[: number + 1], *texts)
-        keys.ambiguous = False
-        try:
-            same = keys.tokens(one) == keys.tokens(two)
-        except Unkeyable:
-            return None
-        if not same and not keys.ambiguous:
-            return _differs(picks, "one state", "another one")
+                return _differs(done, "the first time it could", can)
+            came = _both(worlds, partial(_one_step, task))
+            if came != ["breaks nothing"] * 2:
+                return None if came[0] == came[1] else _differs(picks[: number + 1], *came)
+        if not one._enabled():
+            came = _both(worlds, World._check_end)
+            if came[0] != came[1]:
+                return _differs(picks, *came)
         return None
     finally:
         for world in worlds:
             world._close()
+
+
+def _both(worlds: Sequence[World], do: Callable[[World], object]) -> list[str]:
+    came = []
+    for world in worlds:
+        activate(world)
+        broken = attempt(partial(do, world))
+        came.append(f"breaks {broken.property}: {broken.seen}" if broken else "breaks nothing")
+    return came
+
+
+def _one_step(task: int, world: World) -> None:
+    world._step(task)
+
+
+def _same(keys: Keys, one: World, two: World) -> bool:
+    try:
+        return keys.tokens(one) == keys.tokens(two) or keys.ambiguous
+    except Unkeyable:
+        return True
 
 
 def _seen(world: World) -> str:

@@ -44,6 +44,7 @@ _ITERATORS = [
 ]
 # What an instance of a class without fields of its own takes: a reference count and a type.
 _BARE = object.__basicsize__
+_HEAP = 1 << 9  # a class made by a class statement
 _WORD = 8
 
 Plan: TypeAlias = Callable[[Any], tuple[object, Iterable[Any]]]
@@ -77,7 +78,7 @@ class Keys:
             types.MethodWrapperType: lambda o: (("mw", o.__name__), (o.__self__,)),
             types.GeneratorType: self._generator,
             types.MappingProxyType: lambda o: (("p", len(o)), (*o, *o.values())),
-            partial: lambda o: ("partial", (o.func, o.args, o.keywords)),
+            partial: lambda o: ("partial", (o.func, o.args, o.keywords, o.__dict__)),
             range: lambda o: (("r", o.start, o.stop, o.step), ()),
             World: lambda o: ("w", ()),
             Until: lambda o: ("u", o),
@@ -86,7 +87,7 @@ class Keys:
         }
         for cls in _ITERATORS:
             self._plans[cls] = self._iterator
-        for cls in (type, types.ModuleType, types.CodeType, object, Lifetime, Steps):
+        for cls in (types.ModuleType, types.CodeType, Lifetime, Steps):
             self._plans[cls] = self._constant
 
     def key(self, world: World) -> bytes:
@@ -94,18 +95,25 @@ class Keys:
 
         Digests of different states are taken to be different: 128 bits. Raises Unkeyable.
         """
-        return blake2b(marshal.dumps(self.tokens(world), 2), digest_size=16).digest()
+        return _digest(lambda: self.tokens(world))
 
     def tokens(self, world: World) -> list[object]:
         """Return the canonical form. Raises Unkeyable."""
+        return self._settled(lambda: self._world(world))
+
+    def digest(self, obj: object) -> bytes:
+        """Return what one object and all that it reaches come to. Raises Unkeyable."""
+        return _digest(lambda: self._settled(lambda: self._walk([[obj]], [])))
+
+    def _settled(self, walk: Callable[[], list[object]]) -> list[object]:
         while True:
             known = len(self._known)
-            out = self._walk(world)
+            out = walk()
             # A constant that was met for the first time was told in another way than it will be.
             if len(self._known) == known:
                 return out
 
-    def _walk(self, world: World) -> list[object]:
+    def _world(self, world: World) -> list[object]:
         waiting = world._waiting
         queue: list[Any] = [
             world,
@@ -118,13 +126,17 @@ class Keys:
             world._held,
             world._order,
             world._parts,
+            # A task is current() by its name, and which one was spawned depends on the way.
+            [name for i, name in enumerate(world._names) if world._alive >> i & 1],
         ]
+        return self._walk(queue, [world._alive, world._daemons])
+
+    def _walk(self, queue: list[Any], out: list[object]) -> list[object]:
         # What stands for an object among the values: a number of its own type, from 0 for those
         # that the walk meets, below 0 for constants.
         memo = self._known.copy()
         for n, obj in enumerate(queue):
             memo[id(obj)] = _REFS[n]
-        out: list[object] = [world._alive, world._daemons]
         emit, plans, refs = out.append, self._plans, _REFS
         self._memo = memo
         for obj in queue:  # which grows
@@ -152,6 +164,12 @@ class Keys:
 
     def _constant(self, obj: object) -> tuple[object, Iterable[Any]]:
         return (("c", self._number(obj)), ())
+
+    def _class(self, cls: type) -> tuple[tuple[str, int], Iterable[Any]]:
+        # Each schedule makes its own, and what it keeps in attributes would not be seen.
+        if any("<locals>" in base.__qualname__ for base in cls.__mro__):
+            raise Unkeyable(f"the state of class {cls.__name__}, made inside of a function")
+        return (("c", self._number(cls)), ())
 
     def _number(self, obj: object) -> int:
         found = self._constants.get(id(obj))
@@ -210,8 +228,13 @@ class Keys:
         if len(values) < 2:
             return values
         try:
-            if all(type(v) is str for v in values):
+            kinds = set(map(type, values))
+            if kinds == {str}:
                 return sorted(values)
+            # Equal sets of numbers go in another order if they were filled in another one. (Of
+            # strings, too, but that is another one in each process, and no model may depend on it.)
+            if kinds <= {int, bool, type(None)}:
+                return values
             ranks = sorted((self._rank(value), at) for at, value in enumerate(values))
             for (one, _), (two, _) in pairwise(ranks):
                 self.ambiguous |= one == two and one[0] == 2
@@ -232,19 +255,26 @@ class Keys:
     def _plan(self, cls: type) -> Plan:
         """Find out how a class is told that is met for the first time."""
         plan = self._planned(cls)
+        if plan != self._constant and not issubclass(cls, type):
+            plan = self._twins(cls, plan)
         self._plans[cls] = plan
         return plan
 
     def _planned(self, cls: type) -> Plan:
-        if issubclass(cls, type) or issubclass(cls, (enum.Enum, types.ModuleType)):
+        if issubclass(cls, type):
+            return self._class
+        if issubclass(cls, (enum.Enum, types.ModuleType)):
             return self._constant
-        number = self._number(cls)
+        number = self._class(cls)[0][1]
+        if cls is object:
+            return lambda o: self._bare(o, number)
         slots = _slots(cls)
         has_dict = cls.__dictoffset__ != 0
         read = _reader(slots)
         if issubclass(cls, msgspec.Struct):
-            fields = attrgetter(*cls.__struct_fields__) if cls.__struct_fields__ else None
-            count = len(cls.__struct_fields__)
+            names = (*cls.__struct_fields__, *["__dict__"] * has_dict)
+            fields = attrgetter(*names) if names else None
+            count = len(names)
             if fields is None:
                 return lambda o: (("o", number), ())
             if count == 1:
@@ -252,10 +282,13 @@ class Keys:
             return lambda o: (("o", number), fields(o))
         for base in (tuple, list, dict, int, str, bytes, BaseException):
             if issubclass(cls, base):
+                native = next(b for b in cls.__mro__ if not b.__flags__ & _HEAP)
+                if native is not base and base is not BaseException:
+                    raise Unkeyable(f"the state of a {cls.__qualname__}, which is {native!r}")
                 return _derived(base, number, read if slots else None, has_dict)
         room = _BARE + _WORD * (len(slots) + (cls.__dictoffset__ > 0))
         room += _WORD * any("__weakref__" in vars(base) for base in cls.__mro__)
-        if cls.__basicsize__ > room or cls.__itemsize__ or not cls.__flags__ & 1 << 9:
+        if cls.__basicsize__ > room or cls.__itemsize__ or not cls.__flags__ & _HEAP:
             raise Unkeyable(f"the state of a {cls.__module__}.{cls.__qualname__} cannot be seen")
         if not has_dict and not slots:
             return lambda o: self._bare(o, number)
@@ -280,17 +313,72 @@ class Keys:
     def _bare(self, obj: object, number: int) -> tuple[object, Iterable[Any]]:
         # No state tells it from its like, so that only where it is held does; if a module holds
         # it, it is itself wherever it is met.
-        if type(obj) not in self._globals:
-            self._globals.add(type(obj))
-            self._global(type(obj))
+        self._hold(type(obj))
         found = self._constants.get(id(obj))
         return (("c", found[0]), ()) if found else (("o", number), ())
 
-    def _global(self, cls: type) -> None:
-        for module in list(sys.modules.values()):
-            for held in list(getattr(module, "__dict__", {}).values()):
-                if type(held) is cls:
-                    self._number(held)
+    def _hold(self, cls: type) -> None:
+        if cls not in self._globals:
+            self._globals.add(cls)
+            for held in _held(cls):
+                self._number(held)
+
+    def _twins(self, cls: type, plan: Plan) -> Plan:
+        """Tell apart what modules hold of a class: alike, they are still not one and the same."""
+        which = {id(held): (n, held) for n, held in enumerate(_held(cls))}
+        if len(which) < 2:
+            return plan
+
+        def told(o: Any) -> tuple[object, Iterable[Any]]:
+            head, children = plan(o)
+            found = which.get(id(o))
+            return ((head, found[0]) if found else head, children)
+
+        return told
+
+
+# What modules hold, by class: as globals, as attributes of classes, as defaults, and in containers
+# of these. One look for as long as no module is loaded.
+_holdings: tuple[int, dict[type, list[object]]] = (0, {})
+
+
+def _held(cls: type) -> list[object]:
+    global _holdings
+    if _holdings[0] != len(sys.modules):
+        _holdings = (len(sys.modules), _look())
+    return _holdings[1].get(cls, [])
+
+
+def _look() -> dict[type, list[object]]:
+    found: dict[type, list[object]] = defaultdict(list)
+    seen: set[int] = set()
+    todo: list[tuple[int, object]] = []
+    for module in list(sys.modules.values()):
+        todo += [(0, value) for value in list(getattr(module, "__dict__", {}).values())]
+    for depth, value in todo:  # which grows
+        kind = type(value)
+        inside: Iterable[object] = ()
+        if kind in (list, tuple, set, frozenset) and depth < 2:
+            inside = list(value)  # type: ignore[call-overload]
+        elif kind is dict and depth < 2:
+            inside = list(value.values())  # type: ignore[attr-defined]
+        elif isinstance(value, type):
+            inside = () if id(value) in seen else list(vars(value).values())
+            seen.add(id(value))
+        elif kind is types.FunctionType:
+            inside = value.__defaults__ or ()  # type: ignore[attr-defined]
+        elif (kind is object or kind.__flags__ & _HEAP) and id(value) not in seen:
+            seen.add(id(value))
+            found[kind].append(value)
+        todo += [(depth + 1, child) for child in inside if type(child) not in _ATOMS]
+    return found
+
+
+def _digest(tokens: Callable[[], list[object]]) -> bytes:
+    try:
+        return blake2b(marshal.dumps(tokens(), 2), digest_size=16).digest()
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise Unkeyable(f"the state cannot be told: {error}") from error
 
 
 def _derived(
@@ -305,12 +393,20 @@ def _derived(
         elif base is dict:
             items = [*dict.keys(o), *dict.values(o)]
         elif base is BaseException:
-            items = [o.args]
+            # What its class adds (an OSError's file name) is in its reduced form.
+            items = [o.__reduce__()[1:], o.__cause__, o.__context__]
         else:
-            items = [base(o)]  # type: ignore[call-arg]
+            items = [_value(base, o)]
         return ((base.__name__, number, len(items), len(own)), (*items, *own))
 
     return told
+
+
+def _value(base: type, o: Any) -> object:
+    """Return what an instance of a subclass is as an int, a str or bytes, whatever it says."""
+    if base is int:
+        return int.__int__(o)
+    return str.__str__(o) if base is str else bytes.__getitem__(o, slice(None))
 
 
 def _cell(obj: types.CellType) -> tuple[object, Iterable[Any]]:

@@ -14,14 +14,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from fanwise.lifetime import Until
+
 from ._follow import Figures, as_broken, built, same_twice
 from ._key import Keys, Unkeyable
+from ._outside import Outside
 from ._schedulers import listed, lowest
 from ._world import Broken, ModelError, World
 
 Build = Callable[[World], None]
 FREE = 1 << 30  # more preemptions than any schedule has steps
-TWICE = 64  # one schedule of so many is run twice
+TWICE = 64  # one schedule of so many is run twice, the first one among them
 KEY_AFTER = 64  # steps without a choice: a model that goes round in a circle
 
 
@@ -58,6 +61,7 @@ class Search:
         self.steps = 0
         self.figures = Figures()
         self.keys = Keys()
+        self._outside = Outside(build)
         self.cases: set[tuple[str, str]] = set()
 
     # -- the plain search --
@@ -66,9 +70,10 @@ class Search:
         """Run every schedule, depth first."""
         with _collecting_rarely():
             self._plain()
+            self._believe()
 
     def _plain(self) -> None:
-        limit, cases = self.limit, self.cases
+        limit, cases, first = self.limit, self.cases, 1 % self.twice
         stack: list[tuple[int, int, int]] = []  # depth, tasks to try there, preemptions left then
         picks: list[int] = []
         left = self.bound
@@ -126,10 +131,13 @@ class Search:
                         if waiting:
                             waiting &= ~(1 << k)
                     elif step is None:
+                        world._ended(k)
                         alive &= ~(1 << k)
                         waiting &= alive
-                    else:
+                    elif step.__class__ is Until:
                         waiting |= 1 << k
+                    else:
+                        raise world._unknown(k, step)
                     if always:
                         world._now = -1
                         for prop, holds in always:
@@ -138,7 +146,7 @@ class Search:
                     if len(at) != tasks:
                         alive, waiting = _masks(at)
                         tasks = len(at)
-            except Exception as error:
+            except (Exception, Broken) as error:
                 self._broke(error, picks, world)
                 depth = len(picks)
             steps += depth
@@ -146,7 +154,7 @@ class Search:
             world._close()
             if self.broken is not None and not self.keep_going:
                 break
-            if not schedules % self.twice and (self._differs(picks) or self._late()):
+            if schedules % self.twice == first and (self._differs(picks) or self._late()):
                 break
             if not stack:
                 break
@@ -168,9 +176,10 @@ class Search:
         """Visit every state, by the number of preemptions that it takes. Raises Unkeyable."""
         with _collecting_rarely():
             self._reduced()
+            self._believe()
 
     def _reduced(self) -> None:
-        limit, cases = self.limit, self.cases
+        limit, cases, first = self.limit, self.cases, 1 % self.twice
         free = self.bound >= FREE
         last_level = 0 if free else self.bound
         key = self.keys.key
@@ -224,9 +233,9 @@ class Search:
                         world._alive, world._waiting = alive, waiting
                         state = key(world)
                         keyed = depth
-                        first, gone = seen.get(state, (level, 0))
+                        least, gone = seen.get(state, (level, 0))
                         ways = enabled & ~gone
-                        if first < level or not ways or gone & goes_on:
+                        if least < level or not ways or gone & goes_on:
                             break
                         if goes_on:
                             seen[state] = (level, gone | goes_on)
@@ -252,10 +261,13 @@ class Search:
                         if waiting:
                             waiting &= ~(1 << k)
                     elif step is None:
+                        world._ended(k)
                         alive &= ~(1 << k)
                         waiting &= alive
-                    else:
+                    elif step.__class__ is Until:
                         waiting |= 1 << k
+                    else:
+                        raise world._unknown(k, step)
                     if always:
                         for prop, holds in always:
                             if not holds():
@@ -266,7 +278,7 @@ class Search:
             except Unkeyable:
                 world._close()
                 raise
-            except Exception as error:
+            except (Exception, Broken) as error:
                 self._broke(error, picks, world)
                 depth = len(picks)
             steps += depth
@@ -274,7 +286,7 @@ class Search:
             world._close()
             if self.broken is not None and not self.keep_going:
                 break
-            if not schedules % self.twice and (self._differs(picks) or self._late()):
+            if schedules % self.twice == first and (self._differs(picks) or self._late()):
                 break
             if not work:
                 if not later:
@@ -288,10 +300,20 @@ class Search:
     # -- what both do --
 
     def _differs(self, picks: list[int]) -> bool:
-        broken = same_twice(self.build, picks, self.keys)
+        broken = same_twice(self.build, picks, self.keys) or self._outside.changed()
         if broken is not None:
             self.broken, self.picks = broken, picks.copy()
         return broken is not None
+
+    def _believe(self) -> None:
+        """See that what was searched can be believed."""
+        if self.broken is None:
+            self.broken = self._outside.changed()
+        if self.broken is None and self.whole and not self.figures.ended:
+            raise ModelError(
+                "no schedule ends: deadlocks, and what is demanded at the end, cannot be seen",
+                "a task that has nothing to do waits: yield Until(step, ready)",
+            )
 
     def _late(self) -> bool:
         if self.until is not None and time.process_time() > self.until:
@@ -299,7 +321,7 @@ class Search:
             return True
         return False
 
-    def _broke(self, error: Exception, picks: list[int], world: World) -> None:
+    def _broke(self, error: BaseException, picks: list[int], world: World) -> None:
         world._close()
         if isinstance(error, ModelError):
             raise error

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 from fanwise._errors import FanwiseError
 from fanwise.lifetime import Run, Until
 
+from ._schedule import LETTERS
+
 STANDARD = {
     "no-use-after-free": "Nobody uses memory that was freed.",
     "no-double-free": "No memory is freed twice.",
@@ -31,8 +33,11 @@ Step = str | Until
 Body = Generator[Step, None, Any] | Run[Any]
 
 
-class Broken(Exception):
-    """A property does not hold: its slug, and what was seen. Ends the schedule."""
+class Broken(BaseException):
+    """A property does not hold: its slug, and what was seen. Ends the schedule.
+
+    No Exception, so that a task that expects errors does not take it for one of them.
+    """
 
     def __init__(self, broken: str, seen: str = "") -> None:
         seen = re.sub(r"0x[0-9a-f]{6,}", "0x", seen)  # addresses, which no replay repeats
@@ -105,6 +110,8 @@ class World:
         """
         if name in self._names:
             raise ValueError(f"two tasks are called {name!r}")
+        if len(self._names) == len(LETTERS):
+            raise ModelError(f"task {name!r} is one more than {len(LETTERS)}", "keep models small")
         gen = _steps(body) if isinstance(body, Run) else body
         index, before = len(self._gens), self._now
         self._names.append(name)
@@ -116,11 +123,13 @@ class World:
         step = next(gen, None)
         self._now = before
         self._at[index] = step
-        if step is not None:
+        if step is None:
+            self._ended(index)
+        else:
             self._alive |= 1 << index
             if step.__class__ is not str:
-                if not isinstance(step, Until):
-                    raise TypeError(f"task {name!r} yields {step!r}: neither a name nor an Until")
+                if step.__class__ is not Until:
+                    raise self._unknown(index, step)
                 self._waiting |= 1 << index
 
     def spawn(self, name: str, body: Body, *, daemon: bool = False) -> None:
@@ -198,16 +207,27 @@ class World:
         self._at[index] = step
         bit = 1 << index
         if step is None:
+            self._ended(index)
             self._alive &= ~bit
             self._waiting &= ~bit
         elif step.__class__ is str:
             self._waiting &= ~bit
-        elif isinstance(step, Until):
+        elif step.__class__ is Until:
             self._waiting |= bit
         else:
-            name = self._names[index]
-            raise TypeError(f"task {name!r} yields {step!r}: neither a name nor an Until")
+            raise self._unknown(index, step)
         return step
+
+    def _ended(self, index: int) -> None:
+        """Make sure that a task ended which gave no step: a bare yield looks the same."""
+        if getattr(self._gens[index], "gi_frame", None) is not None:
+            raise self._unknown(index, None)
+
+    def _unknown(self, index: int, step: object) -> "ModelError":
+        return ModelError(
+            f"task {self._names[index]!r} yields {step!r}",
+            "a task yields the name of the step that it is about to do, or an Until",
+        )
 
     def _check_always(self) -> None:
         for prop, holds in self._always:
@@ -236,7 +256,7 @@ class World:
             if step is not None:
                 try:
                     gen.close()
-                except Exception as error:
+                except (Exception, Broken) as error:
                     raise ModelError(
                         f"task {name!r} cannot end before {step!r}: {error}",
                         "no yield in a finally, and nothing there that can fail",
