@@ -6,7 +6,7 @@ from collections import OrderedDict, defaultdict
 import msgspec
 import pytest
 
-from fanwise.lab import Memory, ModelError, Mutex, Scenario, explore, replay
+from fanwise.lab import Memory, ModelError, Mutex, Scenario, Srcu, explore, replay
 from fanwise.lifetime import Until
 
 
@@ -286,3 +286,26 @@ def test_a_schedule_that_changes_what_is_outside_of_the_model_is_found(where):
     assert (result.verdict, result.property) == ("breaks", "deterministic")
     assert where in result.seen
     assert "outside of the model" in result.seen
+
+
+@pytest.mark.parametrize("reduce", [True, False])
+def test_a_wait_without_yield_from_is_told(reduce):
+    def build(world):
+        srcu = Srcu(world, "srcu")
+
+        def removes():
+            yield "remove"
+            srcu.synchronize()
+            yield "free"
+
+        def reads():
+            yield "read"
+            inside = srcu.read_lock()
+            yield "leave"
+            srcu.read_unlock(inside)
+
+        world.task("removes", removes())
+        world.task("reads", reads())
+
+    with pytest.raises(ModelError, match=r"Srcu.synchronize\(\) was called, and nobody waits"):
+        explore(design_of(build), reduce=reduce)

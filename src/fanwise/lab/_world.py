@@ -7,8 +7,9 @@ LIFETIME  one world for each schedule that is run: a model is built anew every t
 
 import re
 from collections.abc import Callable, Generator
+from functools import wraps
 from types import GeneratorType
-from typing import Any, NoReturn
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
 from fanwise._errors import FanwiseError
 from fanwise.lifetime import Run, Until
@@ -61,6 +62,7 @@ class World:
     __slots__ = (
         "_alive",
         "_always",
+        "_asked",
         "_at",
         "_at_end",
         "_atomic",
@@ -96,6 +98,7 @@ class World:
         self._atomic: dict[str, int] = {}
         self._held: dict[str, list[Any]] = {}  # task: locks, in the order taken
         self._order: set[tuple[int, int]] = set()  # lock a was held when b was taken
+        self._asked: list[Any] = []  # the generators of primitives that wait
         self._parts: list[Any] = []  # primitives, which have their say at the end
         global _active
         _active = self
@@ -237,6 +240,12 @@ class World:
     def _check_end(self) -> None:
         """Check what has to hold when no task can do a step."""
         self._now = -1
+        for gen in self._asked:
+            if gen.gi_frame is not None and not gen.gi_suspended:
+                raise ModelError(
+                    f"{gen.__qualname__}() was called, and nobody waits for it",
+                    "say `yield from` before it",
+                )
         stuck = self._alive & ~self._daemons
         if stuck:
             raise _stuck(self, stuck)
@@ -265,6 +274,7 @@ class World:
         self._at.clear()
         self._always.clear()
         self._at_end.clear()
+        self._asked.clear()
         self._parts.clear()
         self._held.clear()
 
@@ -372,6 +382,22 @@ def _wait(name: str, step: Until, names: list[str], waits: dict[str, Until]) -> 
         ended = [f"{h}, which has ended" if h in names and h not in waits else h for h in holders]
         text += f", held by {' and '.join(map(str, ended))}"
     return text
+
+
+P = ParamSpec("P")
+G = TypeVar("G", bound=Generator[Any, None, Any])
+
+
+def waits(method: Callable[Concatenate[Any, P], G]) -> Callable[Concatenate[Any, P], G]:
+    """Make a primitive's method one that the world misses when nobody says ``yield from``."""
+
+    @wraps(method)
+    def asked(self: Any, *args: P.args, **kwargs: P.kwargs) -> G:
+        waiting = method(self, *args, **kwargs)
+        self._world._asked.append(waiting)
+        return waiting
+
+    return cast("Callable[Concatenate[Any, P], G]", asked)
 
 
 def is_body(value: object) -> bool:

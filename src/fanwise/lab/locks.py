@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from fanwise.lifetime import Until
 
-from ._world import World
+from ._world import World, waits
 
 L = TypeVar("L", bound="_Lock")
 
@@ -96,6 +96,7 @@ class Mutex(_Lock):
 
     __slots__ = ()
 
+    @waits
     def lock(self, step: str = "") -> Generator[Until, None, "Mutex"]:
         """Take it, as a step (named ``lock NAME``) that waits until nobody holds it."""
         self._world.might_sleep(f"lock {self.name}")
@@ -120,6 +121,7 @@ class Spin(_Lock):
         super().__init__(world, name, ordered=ordered)
         self._inside: Any = None
 
+    @waits
     def lock(self, step: str = "") -> Generator[Until, None, "Spin"]:
         """Take it, as a step that waits until nobody holds it."""
         yield Until(step or f"lock {self.name}", lambda: not self.holders, self)
@@ -161,6 +163,7 @@ class RwLock(_Lock):
         self._wanted: list[str] = []  # writers that wait
         self._fair = fair
 
+    @waits
     def read(self, step: str = "") -> Generator[Until, None, "RwLock"]:
         """Take it for reading, as a step that waits for writers."""
         self._world.might_sleep(f"read {self.name}")
@@ -168,6 +171,7 @@ class RwLock(_Lock):
         self._take()
         return self
 
+    @waits
     def write(self, step: str = "") -> Generator[Until, None, "RwLock"]:
         """Take it for writing, as a step that waits until nobody holds it."""
         self._world.might_sleep(f"write {self.name}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from fanwise.lifetime import Until
 
-from ._world import Broken, Step, World, is_body
+from ._world import Broken, Step, World, is_body, waits
 
 
 class WaitQueue:
@@ -28,6 +28,7 @@ class WaitQueue:
         self._asleep: dict[str, Callable[[], object] | None] = {}  # task: what it waits for
         self._missed = False  # somebody woke nobody
 
+    @waits
     def wait(self, condition: Callable[[], object], step: str = "") -> Generator[Step, None, None]:
         """Sleep until woken with ``condition()`` true; the steps are one look for each waking."""
         self._world.might_sleep(f"wait for {self.name}")
@@ -37,6 +38,7 @@ class WaitQueue:
             self._asleep[me] = condition
             yield Until(step, lambda: me not in self._asleep, self)
 
+    @waits
     def sleep(
         self, step: str = "", condition: Callable[[], object] | None = None
     ) -> Generator[Step, None, None]:
@@ -98,6 +100,7 @@ class Worker:
         self._works.append(_Work(work))
         return True
 
+    @waits
     def flush(self, step: str = "") -> Generator[Until, None, None]:
         """Wait, as one step, until all that is queued now has been done."""
         self._world.might_sleep(f"flush {self.name}")
@@ -167,6 +170,7 @@ class Srcu:
                 return
         self._world._misuse("lock-order", f"leaves {self.name}, and is not inside")
 
+    @waits
     def synchronize(self, step: str = "") -> Generator[Until, None, None]:
         """Wait, as one step, until all who read now have left. Misuse while one reads oneself."""
         self._world.might_sleep(f"synchronize {self.name}")
