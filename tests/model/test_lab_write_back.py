@@ -74,10 +74,22 @@ def merged_uncounted(self, event, scope, behind):
         ADD(self, event, scope, behind)
 
 
+def merged_with_the_last_errno(self, event, scope, behind):
+    ADD(self, event, scope, behind)
+    self._homes[event.fs].queued.event.error = event.error
+
+
 ADD = Reserve.add
 
 
-@pytest.mark.parametrize(("name", "wrong"), [("done", delivered_twice), ("add", merged_uncounted)])
-def test_a_fault_put_into_our_own_reserve_is_found(monkeypatch, name, wrong):
+@pytest.mark.parametrize(
+    ("name", "wrong", "broken"),
+    [
+        ("done", delivered_twice, "told-once"),
+        ("add", merged_uncounted, "everyone-told"),
+        ("add", merged_with_the_last_errno, "true-errno"),
+    ],
+)
+def test_a_fault_put_into_our_own_reserve_is_found(monkeypatch, name, wrong, broken):
     monkeypatch.setattr(Reserve, name, wrong)
-    assert explore(SCENARIO["event-merge"], bound=2).verdict == "breaks"
+    assert explore(SCENARIO["event-merge"], bound=2).property == broken
