@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.conftest import unmount
+
 FANWISE = Path(sys.executable).parent / "fanwise"
 DEADLINE = 60  # seconds for anything that must happen
 
@@ -24,7 +26,7 @@ def mounted(point, kind="tmpfs"):
         yield point
     finally:
         if os.path.ismount(point):
-            subprocess.run(["umount", str(point)], check=True)
+            unmount(point)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import pytest
 import fanwise as public
 from fanwise.cli import _lines
 from tests.e2e.conftest import mounted
+from tests.kernel.conftest import unmount
 
 DEADLINE = 30  # seconds for anything that must happen
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -437,7 +438,7 @@ def test_it_ends_when_the_filesystem_is_unmounted(fanwise, scratch):
     running = fanwise("watch", "--json", scratch)
     running.type("scanned")
     write(scratch / "last")
-    subprocess.run(["umount", str(scratch)], check=True)
+    unmount(scratch)
     told = running.rest()
     assert (running.wait(), running.errors()) == (0, "")
     assert changes(told, path=str(scratch / "last"))
@@ -450,7 +451,7 @@ def test_kinds_of_mounts_only(fanwise, scratch):
     running = fanwise("watch", "--json", "--kinds", "unmounted", scratch)
     running.type("scanned")
     write(scratch / "a").unlink()
-    subprocess.run(["umount", str(scratch)], check=True)
+    unmount(scratch)
     told = running.rest()
     assert [r.get("kinds") for r in told] == [["unmounted"], None]
     assert told[-1]["changes"] == 1

@@ -258,7 +258,7 @@ def small_tmpfs(where: Path, size: str = "6m") -> Iterator[Path]:
     try:
         yield where
     finally:
-        run("umount", str(where))
+        unmount(where)
 
 
 def code_of(call: Callable[[], object]) -> str:

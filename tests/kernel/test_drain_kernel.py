@@ -17,6 +17,7 @@ import pytest
 
 from fanwise.kernel import contract
 from fanwise.kernel.handles import name_to_handle
+from tests.kernel.conftest import unmount
 
 META = struct.Struct("=IBBHQii")
 # CLOEXEC NONBLOCK UNLIMITED_QUEUE, REPORT_ FID DIR_FID NAME TARGET_FID
@@ -67,7 +68,7 @@ def root(tmp_path):
     try:
         yield str(point)
     finally:
-        subprocess.run(["umount", point], check=True)
+        unmount(point)
 
 
 @pytest.fixture

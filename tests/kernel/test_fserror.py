@@ -14,6 +14,7 @@ from fanwise._errors import LifetimeError
 from fanwise.kernel.mounts import mounts
 from fanwise.sources.counters import place_of, read as read_counters
 from fanwise.sources.fserror import FsErrorReport, FsErrors
+from tests.kernel.conftest import unmount
 from tests.kernel.faults import code_of, volume
 
 SMALL = {"size": 16 << 20, "mkfs": ("-O", "^has_journal")}
@@ -183,15 +184,15 @@ def test_what_is_covered_is_marked_by_another_way(source, tmp_path):
                 assert source.followed() == {it.dev}
                 assert source.status().state == "up"
             finally:
-                subprocess.run(["umount", it.point], check=True)
+                unmount(it.point)
         finally:
-            subprocess.run(["umount", second], check=True)
+            unmount(second)
 
 
 def test_what_is_followed_can_be_unmounted(source, tmp_path):
     with volume("ext4", tmp_path, **SMALL) as it:
         source.follow(ours(it))
-        subprocess.run(["umount", it.point], check=True)
+        unmount(it.point)
         assert source.followed() == set()
         it.mount()
 

@@ -8,6 +8,7 @@ import pytest
 from fanwise._errors import NoSuchRoot
 from fanwise.kernel import mounts
 from fanwise.kernel.libc import libc
+from tests.kernel.conftest import unmount
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_unique_id_is_not_reused_where_the_id_is(tmpfs):
     for _ in range(2):
         subprocess.run(["mount", "-t", "tmpfs", "t", inner], check=True)
         seen.append(mounts.mount_of(inner))
-        subprocess.run(["umount", inner], check=True)
+        unmount(inner)
     assert seen[0].unique_id != seen[1].unique_id
     with pytest.raises(FileNotFoundError):
         mounts.statmount(seen[0].unique_id)
@@ -113,7 +114,7 @@ def test_waiting_for_changes(tmpfs):
         subprocess.run(["mount", "-t", "tmpfs", "t", inner], check=True)
         assert poll.poll(5000)
         assert poll.poll(0) == []
-        subprocess.run(["umount", inner], check=True)
+        unmount(inner)
         assert poll.poll(5000)
     finally:
         os.close(fd)

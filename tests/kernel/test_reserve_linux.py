@@ -16,7 +16,7 @@ from fanwise.notify import mask as m
 from fanwise.notify.fsnotify import Fsnotify
 from fanwise.notify.mark import FILESYSTEM, INODE, SUBTREE, On
 from fanwise.sources.events import to_events
-from tests.kernel.conftest import loop_device, run
+from tests.kernel.conftest import loop_device, run, unmount
 
 INIT = fan.FAN_CLASS_NOTIF | fan.FAN_CLOEXEC | fan.FAN_NONBLOCK | fan.FAN_REPORT_FID
 FS = "the filesystem under test"
@@ -72,7 +72,7 @@ def broken(tmp_path: Path) -> Iterator[Broken]:
             (point / "top/bad").write_text("x")
             key = name_to_handle(point / "top/bad")[0]
             top = name_to_handle(point / "top")[0]
-            run("umount", str(point))
+            unmount(point)
             run("debugfs", "-w", "-R", "set_inode_field /top/bad mode 0", str(image))
             run("blockdev", "--flushbufs", device)
             run("mount", device, str(point))
@@ -84,7 +84,7 @@ def broken(tmp_path: Path) -> Iterator[Broken]:
                 disk.close()
         finally:
             if os.path.ismount(point):
-                run("umount", str(point))
+                unmount(point)
 
 
 def told(events):

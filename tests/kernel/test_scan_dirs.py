@@ -15,7 +15,7 @@ import pytest
 from fanwise.kernel import _pure_scan
 from fanwise.kernel.contract import LISTED, LISTED_DIR, LISTED_HIDDEN
 from fanwise.kernel.handles import name_to_handle
-from tests.kernel.conftest import mounted
+from tests.kernel.conftest import mounted, unmount
 from tests.wire.twins import PURE, native_parts
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def test_a_mount_point_is_passed_over(scan, point, mount_fd):
     try:
         found, failed, _ = scan(mount_fd, [key(point)])
     finally:
-        subprocess.run(["umount", point / "over"], check=True)
+        unmount(point / "over")
     assert failed == []
     assert {"a", "z"} <= {os.fsdecode(name) for _, _, name, _ in found}
     assert b"over" not in {name for _, _, name, _ in found}
@@ -402,7 +402,7 @@ def test_what_a_mount_lies_over_is_hidden(scan, point, mount_fd):
         found, _, lists = scan(mount_fd, [key(point)], 2)
     finally:
         for at in done:
-            subprocess.run(["umount", at], check=True)
+            unmount(at)
     hidden = {
         b"over": (0, 0, 0, 0, LISTED_HIDDEN | LISTED_DIR),
         b"plain": (0, 0, 0, 0, LISTED_HIDDEN | LISTED_DIR),

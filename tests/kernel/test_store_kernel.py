@@ -10,6 +10,7 @@ from fanwise import NoRoom
 from fanwise.kernel.stacking import lives_on
 from fanwise.store.database import Store
 from fanwise.store.schema import Migration, Schema
+from tests.kernel.conftest import unmount
 
 from .conftest import loop_device, run
 
@@ -89,7 +90,7 @@ def test_what_a_database_stands_on(tmp_path, ext4):
                     assert store.depends_on(f"{os.major(dev)}:{os.minor(dev)}")
                 assert not store.depends_on("250:250")
         finally:
-            run("umount", str(point))
+            unmount(point)
     name = f"{os.major(inner)}:{os.minor(inner)}"
     assert name not in lives_on(ext4)
 
@@ -113,7 +114,7 @@ def test_a_btrfs_stands_on_each_of_its_devices(tmp_path, cannot_run):
                 text = Path(f"/sys/class/block/{Path(device).name}/dev").read_text().strip()
                 assert text in found
         finally:
-            run("umount", str(point))
+            unmount(point)
 
 
 def test_a_filesystem_without_a_device_stands_on_nothing_else():

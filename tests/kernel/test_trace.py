@@ -12,7 +12,7 @@ import pytest
 
 from fanwise import DecodeError
 from fanwise.sources.trace import STACK, TraceEvent, TraceSource, remove_dead
-from tests.kernel.conftest import run
+from tests.kernel.conftest import run, unmount
 
 RENAME = TraceEvent("task/task_rename", ("pid", "newcomm"))
 HOLD = """
@@ -34,7 +34,7 @@ def tracefs(tmp_path: Path) -> Iterator[str]:
     try:
         yield str(point)
     finally:
-        run("umount", str(point))
+        unmount(point)
 
 
 def rename_self(*names: str) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.conftest import unmount
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest import mounted, run
@@ -215,4 +217,4 @@ def test_a_read_only_mount(tmp_path):
         finally:
             for fd in linux.opened:
                 os.close(fd)
-            run("umount", str(point / "b"))
+            unmount(point / "b")

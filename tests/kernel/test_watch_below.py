@@ -286,7 +286,7 @@ def test_moved_into_within_and_out_of_a_root(tmp_path: Path, pure: bool, heard: 
         finally:
             for point in (outside, root / "a", root / "b"):
                 if os.path.ismount(point):
-                    run("umount", str(point))
+                    unmount(point)
 
 
 def test_a_directory_above_the_mount_is_renamed(tmpfs: Path, pure: bool, heard: str) -> None:
@@ -504,7 +504,7 @@ def test_a_file_that_is_a_mount_point(tmpfs: Path) -> None:
             write(tmpfs / "a", "y")
             assert set(paths(r.told())) == {str(tmpfs / "a")}
     finally:
-        run("umount", str(tmpfs / "b"))
+        unmount(tmpfs / "b")
 
 
 def test_globs_pids_and_kinds_in_a_mount(tmpfs: Path, pure: bool) -> None:
@@ -873,7 +873,7 @@ def test_an_idle_watch_does_not_keep_them_busy(tmpfs: Path, pure: bool) -> None:
         write(mnt / "f")
         until(r.watch, mnt / "f", "written")
         r.watch.read(0.05)
-        run("umount", str(mnt))
+        unmount(mnt)
 
 
 # -- the source --
@@ -924,7 +924,7 @@ def test_a_source_of_mounts(source: MountSource, tmp_path: Path) -> None:
                     for c in _own([*heard, *source.look()], tmp_path)] == [
                 ("moved", os.fsencode(one / "on/m"), os.fsencode(one / "in/m"))
             ]  # fmt: skip
-            run("umount", str(one / "on/m"))
+            unmount(one / "on/m")
         assert _wait(source, tmp_path) == [("detached", os.fsencode(one / "on/m"))]
     assert _wait(source, tmp_path) == [("detached", os.fsencode(one))]
     with _on(tmp_path / "top") as top:
@@ -941,7 +941,7 @@ def test_a_source_of_mounts(source: MountSource, tmp_path: Path) -> None:
             run("umount", "-R", str(top / "c"))
         _wait(source, tmp_path)
         with _on(two):
-            run("umount", str(two))
+            unmount(two)
         _wait(source, tmp_path)
         there = {m.unique_id for m in below(source.there)}
         assert there == {m.unique_id for m in below(mounts())}

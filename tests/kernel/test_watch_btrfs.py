@@ -13,7 +13,7 @@ import fanwise
 from fanwise.kernel import detached
 from fanwise.kernel.handles import identity
 from fanwise.kernel.mounts import mount_of
-from tests.kernel.conftest import loop_device, mounted, run
+from tests.kernel.conftest import loop_device, mounted, run, unmount
 from tests.kernel.watching import on_disk, replay, scanned, short, watching, write
 
 
@@ -28,7 +28,7 @@ def _at(point: Path, *argv: object) -> Iterator[Path]:
     try:
         yield point
     finally:
-        run("umount", str(point))
+        unmount(point)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_subvolume_that_is_mounted_by_itself(device: str, tmp_path: Path, pure
             assert replay(told, set()) == on_disk(point)
             assert all(c.path.startswith(str(point)) for c in told)
             # The mark stays without a descriptor, and nothing keeps the filesystem or its device.
-            run("umount", str(point))
+            unmount(point)
             assert [c.kinds for c in r.watch.read(10)] == [("unmounted",)]
             assert r.watch.ended
             subprocess.run(["mount", "-o", "subvol=sv", device, str(point)], check=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fanwise
-from tests.kernel.conftest import run
+from tests.kernel.conftest import run, unmount
 from tests.kernel.test_watch_changes import link_descriptor
 from tests.kernel.watching import on_disk, replay, scanned, short, watching, write
 
@@ -169,7 +169,7 @@ def test_a_root_that_leaves_a_bind_mount_ends(tmpfs: Path, pure: bool) -> None:
             assert short(read_for(watch, 1), tmpfs) == [("deleted", "b/root", None)]
             assert watch.ended
     finally:
-        run("umount", str(tmpfs / "b"))
+        unmount(tmpfs / "b")
 
 
 def test_a_tree_that_enters_a_bind_mount(tmpfs: Path, pure: bool) -> None:
@@ -191,7 +191,7 @@ def test_a_tree_that_enters_a_bind_mount(tmpfs: Path, pure: bool) -> None:
             write(tmpfs / "b/x/h")
             assert {p for _, p, _ in short(r.told(), tmpfs)} == {"b/x/y/g", "b/x/h"}
     finally:
-        run("umount", str(tmpfs / "b"))
+        unmount(tmpfs / "b")
 
 
 def test_a_file_root_and_open_files(tmpfs: Path, pure: bool) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import fanwise
 from fanwise.kernel.handles import name_to_handle
-from tests.kernel.conftest import loop_device, mounted, run
+from tests.kernel.conftest import loop_device, mounted, run, unmount
 from tests.kernel.test_watch_mounts import rest, until
 from tests.kernel.watching import Reader, on_disk, replay, scanned, short, watching, write
 
@@ -32,7 +32,7 @@ def _at(point: Path, *argv: object) -> Iterator[Path]:
         yield point
     finally:
         if point.is_mount() or "--bind" in argv:
-            run("umount", str(point))
+            unmount(point)
 
 
 @pytest.fixture(params=["ext4", "xfs"])
@@ -103,7 +103,7 @@ def test_one_of_the_two_goes(twins: tuple[Path, Path], pure: bool) -> None:
     with watching(a, b, pure=pure) as r:
         scanned(r)
         r.watch.pause()
-        run("umount", str(b))
+        unmount(b)
         r.watch.resume()
         told = until(r.watch, b, "unmounted")
         write(a / "f")
@@ -121,7 +121,7 @@ def test_a_device_is_used_for_another_filesystem(tmp_path: Path, pure: bool, pau
             scanned(r)
             if paused:
                 r.watch.pause()
-            run("umount", str(point))
+            unmount(point)
             run("mkfs.ext4", "-q", "-F", device)
             run("mount", device, str(point))
             if paused:
@@ -134,7 +134,7 @@ def test_a_device_is_used_for_another_filesystem(tmp_path: Path, pure: bool, pau
             scanned(r)
             write(point / "x")
             until(r.watch, point / "x", "written")
-            run("umount", str(point))
+            unmount(point)
             run("mkfs.ext4", "-q", "-F", device)
             run("mount", device, str(point))
             told = until(r.watch, point, "unmounted")

@@ -18,7 +18,7 @@ import pytest
 
 import fanwise
 from fanwise.watch._group import Group
-from tests.kernel.conftest import loop_device, mounted, run
+from tests.kernel.conftest import loop_device, mounted, run, unmount
 from tests.kernel.watching import scanned, short, watching, write
 
 
@@ -44,7 +44,7 @@ def test_an_idle_watch_does_not_keep_a_filesystem_busy(tmp_path: Path, pure: boo
             scanned(r)
             write(point / "d3/f")
             r.told()
-            run("umount", str(point))  # EBUSY if a descriptor were held
+            unmount(point)  # EBUSY if a descriptor were held
             run("mkfs.ext4", "-q", device)
             final = drain(r.watch)
             assert [(c.kinds, c.path) for c in final] == [(("unmounted",), str(point))]
@@ -55,7 +55,7 @@ def test_what_came_before_an_unmount_is_told(tmp_path: Path, pure: bool) -> None
     with mounted("tmpfs", tmp_path) as point, watching(point, pure=pure) as r:
         for i in range(500):
             write(point / f"f{i}")
-        run("umount", str(point))
+        unmount(point)
         told = drain(r.watch)
         assert sum("created" in c.kinds for c in told) == 500
         assert told[-1].kinds == ("unmounted",)
@@ -74,7 +74,7 @@ def test_mounted_over(tmp_path: Path, pure: bool) -> None:
             assert {c.path for c in told} == {str(point / "f")}
         finally:
             os.close(inner)
-            run("umount", str(point))
+            unmount(point)
 
 
 def test_a_moved_mount_is_followed(tmp_path: Path, pure: bool) -> None:
@@ -97,7 +97,7 @@ def test_a_moved_mount_is_followed(tmp_path: Path, pure: bool) -> None:
                 write(other / "f")
                 assert {c.path for c in r.watch.read(10)} == {str(other / "f")}
             finally:
-                run("umount", str(other))
+                unmount(other)
 
 
 def test_a_removed_root_ends(fs: Path, pure: bool) -> None:
@@ -501,7 +501,7 @@ def test_a_mounted_file_is_refused(tmpfs: Path) -> None:
         with pytest.raises(fanwise.FilesystemRefuses, match="mount point"):
             fanwise.watch(point).open()
     finally:
-        run("umount", str(point))
+        unmount(point)
 
 
 def test_a_root_whose_end_was_lost(tmpfs: Path, pure: bool) -> None:
@@ -538,7 +538,7 @@ def test_a_loss_while_the_mount_is_covered(tmpfs: Path, pure: bool) -> None:
             assert drain(r.watch)[-1].kinds == ("mounted",)
         finally:
             os.close(inner)
-            run("umount", str(tmpfs))
+            unmount(tmpfs)
 
 
 def test_what_fails_to_close_keeps_nothing_else_open(

@@ -19,7 +19,7 @@ import fanwise
 from fanwise import Change
 from fanwise.cli._signals import Signals
 from fanwise.kernel.mounts import mount_of
-from tests.kernel.conftest import loop_device, mounted, run
+from tests.kernel.conftest import loop_device, mounted, run, unmount
 from tests.kernel.watching import scanned, short, watching, write
 
 # The package's attribute of that name is a function.
@@ -53,7 +53,7 @@ def _over(point: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        run("umount", str(point))
+        unmount(point)
 
 
 @pytest.fixture(params=[True, False], ids=["unique", "no-unique"])
@@ -80,7 +80,7 @@ def _device(where: Path) -> Iterator[tuple[str, Path]]:
             yield device, point
         finally:
             if os.path.ismount(point):
-                run("umount", str(point))
+                unmount(point)
 
 
 # -- gone --
@@ -95,7 +95,7 @@ def test_unmounted_and_mounted_again_between_two_reads(
         with mounted("tmpfs", tmp_path):  # mounts change, this one does not
             assert r.watch.read(0.05) == []
         assert not r.watch.ended
-        run("umount", str(point))
+        unmount(point)
         run("mount", device, str(point))
         assert [(c.kinds, c.path) for c in rest(r.watch)] == [(("unmounted",), str(point))]
 
@@ -105,7 +105,7 @@ def test_mounted_anew_while_paused(tmp_path: Path, pure: bool) -> None:
     with _device(tmp_path) as (device, point), watching(point, pure=pure) as r:
         scanned(r)
         r.watch.pause()
-        run("umount", str(point))
+        unmount(point)
         run("mount", device, str(point))
         r.watch.resume()
         write(point / "other")
@@ -119,7 +119,7 @@ def test_an_end_among_others_leaves_the_rest_idle(tmp_path: Path, pure: bool) ->
         watching(a, b, pure=pure) as r,
     ):
         scanned(r)
-        run("umount", str(b))
+        unmount(b)
         assert r.watch.read(10)[-1].kinds == ("unmounted",)
         before = time.process_time()
         assert r.watch.read(0.5) == []
@@ -145,7 +145,7 @@ def below(tmpfs: Path) -> Iterator[Path]:
         yield tmpfs
     finally:
         (found,) = tmpfs.glob("*/b/mnt")
-        run("umount", str(found))
+        unmount(found)
 
 
 def test_a_directory_above_the_mount_point_is_renamed(below: Path, pure: bool) -> None:
@@ -446,4 +446,4 @@ def test_a_mount_on_a_filesystem_without_handles(tmp_path: Path, pure: bool) -> 
                 write(top / "fs/d/g")
                 assert short(r.told(), top)[0][1] == "fs/d/g"
     finally:
-        run("umount", str(top))
+        unmount(top)

@@ -19,7 +19,7 @@ from fanwise.names._child import Ask
 from fanwise.names.child import _LINKS, Helper, Helpers
 from fanwise.names.scan import Scanner
 from fanwise.watch._change import DEFAULT_KINDS
-from tests.kernel.conftest import mounted, run
+from tests.kernel.conftest import mounted, run, unmount
 from tests.kernel.watching import Reader, scanned, short, watching, write
 
 OPENS = ("opened", "accessed", "executed")
@@ -228,7 +228,7 @@ def test_helpers_hold_nothing_and_leave_nothing(fs: Path, pure: bool) -> None:
             assert os.readlink(f"/proc/{pid}/cwd") == "/"
             os.kill(pid, signal.SIGTERM)  # as a service manager does to all of a service
             os.kill(pid, signal.SIGINT)
-        run("umount", str(fs))
+        unmount(fs)
         told = [c for batch in r.watch.batches() for c in batch]
         assert [c.kinds for c in told] == [("unmounted",)]
         assert children() - before == started

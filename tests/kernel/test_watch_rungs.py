@@ -189,7 +189,7 @@ def test_a_server_below_a_root_is_not_depended_on(tmpfs: Path, when: str) -> Non
     finally:
         if server is not None:
             server.send_signal(signal.SIGCONT)
-            run("umount", str(point))
+            unmount(point)
             server.wait(10)
 
 
@@ -289,7 +289,7 @@ def test_marks_do_not_keep_a_filesystem_busy(place: Path) -> None:
     with fanwise.watch(place) as watch:
         while not watch.scanned:
             watch.read(0.01)
-        run("umount", str(place))
+        unmount(place)
         told = watch.read(5)
         assert told[-1].kinds == ("unmounted",)
 
@@ -399,7 +399,7 @@ def mounted_pseudo(fstype: str, where: Path) -> Iterator[Path]:
     try:
         yield where
     finally:
-        run("umount", str(where))
+        unmount(where)
 
 
 def _some_file(root: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 import fanwise
 from fanwise import Change
-from tests.kernel.conftest import run
+from tests.kernel.conftest import run, unmount
 from tests.kernel.test_watch_hard import no_descriptors
 from tests.kernel.watching import watching
 
@@ -28,7 +28,7 @@ def tracefs(tmp_path: Path) -> Iterator[str]:
     try:
         yield str(point)
     finally:
-        run("umount", str(point))
+        unmount(point)
 
 
 def of(changes: list[Change], path: Path) -> list[Change]:

@@ -12,7 +12,7 @@ from fanwise import FeatureMissing, NoSuchRoot
 from fanwise.health import writeback_errors
 from fanwise.health._below import Below
 from fanwise.health._locate_child import above
-from tests.kernel.conftest import run
+from tests.kernel.conftest import run, unmount
 from tests.kernel.faults import small_tmpfs, volume
 
 DATABASE = """
@@ -269,4 +269,4 @@ def test_below_a_bind_mount(tmp_path):
                 below.lost(None)
                 assert [s.scope for s in below.read()] == ["unplaced", "lost"]
         finally:
-            run("umount", str(bound))
+            unmount(bound)

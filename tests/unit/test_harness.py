@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.conftest import unmount
+
 CONFTEST = Path(__file__).parents[1] / "conftest.py"
 
 
@@ -56,7 +58,7 @@ def test_a_mount_left_behind_is_an_error(tmp_path, cannot_run):
     try:
         done = run_pytest(tmp_path, body)
     finally:
-        subprocess.run(["umount", tmp_path / "base/test_it0"], check=True)
+        unmount(tmp_path / "base/test_it0")
     assert done.returncode == 1
     assert "left behind by this run: mount" in done.stdout
 

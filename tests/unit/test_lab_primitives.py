@@ -159,14 +159,13 @@ def a_reader_reads_again_where_readers_go_first(world):
     task(world, "writer", lock.write, lock.unlock)
 
 
+class Thing:
+    def __init__(self):
+        self.name, self.value = "thing", 1
+
+
 @case("no-use-after-free")
 def an_object_is_used_after_it_was_freed(world):
-    class Thing:
-        __slots__ = ("name", "value")
-
-        def __init__(self):
-            self.name, self.value = "thing", 1
-
     memory = Memory(world)
     thing = memory.alloc(Thing())
 
@@ -324,9 +323,6 @@ LIFE = Lifetime("Life", states=("NEW", "OLD"), transitions={"age": "NEW -> OLD"}
 
 @case("declared-lifetimes")
 def a_transition_that_is_not_declared(world):
-    class Thing:
-        pass
-
     thing = Thing()
     LIFE.start(thing)
     task(world, "one", lambda: LIFE.advance(thing, "age"))
