@@ -45,7 +45,8 @@ def versions(results: Json) -> str:
         kind, _, package = contender.package.partition(":")
         found = {a["machine"].get(name) for a in results.values()} - {None}
         source = {"pypi": "PyPI", "debian": "Debian"}[kind]
-        said = ", ".join(sorted(found)) or "not measured yet"
+        # A question without peers may have been asked where none is installed.
+        said = ", ".join(sorted(found - {"not installed"} or found)) or "not measured yet"
         rows.append([name, f"{source} `{package}`", said, contender.how])
     return (
         "\n".join(_report.table(["peer", "package", "version", "what of it is used"], rows)) + "\n"
