@@ -1,4 +1,4 @@
-"""Run all tests, in four processes side by side: most of what they do is waiting for a kernel.
+"""Run all tests, in three processes side by side: most of what they do is waiting for a kernel.
 
     python tests/run.py [ARGUMENTS of pytest]
 
@@ -13,14 +13,13 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 LOSSES = [TESTS / "kernel" / f"test_watch_{name}.py" for name in ("index", "repair", "below")]
 KERNEL = [TESTS / "kernel", *(f"--ignore={path}" for path in LOSSES)]
-COMMAND = [TESTS / "e2e"]
-REST = [TESTS / name for name in ("model", "unit", "wire")]
+REST = [TESTS / name for name in ("e2e", "model", "unit", "wire")]
 
 
 def main() -> int:
     pytest = [sys.executable, "-m", "pytest", *sys.argv[1:], "-p", "no:cacheprovider"]
     beside = []
-    for part in (LOSSES, KERNEL, COMMAND):
+    for part in (LOSSES, KERNEL):
         output = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
         command = [*pytest, *map(str, part)]
         beside.append((subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT), output))
