@@ -1,4 +1,4 @@
-"""mark_dirs and present_in: native and pure give the same answers, also to questions that lie."""
+"""mark_dirs, present_in and mount_at: native and pure answer alike, also when asked nonsense."""
 
 import errno
 import os
@@ -10,6 +10,7 @@ from fanwise._errors import NotWatchable
 from fanwise.kernel import fanotify as fan
 from fanwise.kernel.contract import LIST_FILES, LIST_LEAVES
 from fanwise.kernel.handles import identify
+from fanwise.kernel.mounts import mount_of
 from fanwise.sources import inotify
 from tests.wire.twins import PURE, native_parts
 
@@ -140,3 +141,35 @@ def test_a_name_that_cannot_be_looked_at_may_be_there(tmp_path, cannot_run):
         finally:
             os.seteuid(0)
         assert told == [[b"f", b"none"]]
+
+
+def test_mount_at(tmp_path, cannot_run):
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "link").symlink_to("/proc/self")  # it is not followed
+    (tmp_path / "dangling").symlink_to("nowhere")
+    there = ["/", b"/proc", "/dev/null", "/sys", tmp_path, *tmp_path.iterdir()]
+    nowhere = {
+        tmp_path / "none": errno.ENOENT,
+        tmp_path / "link/x/y": errno.ENOENT,
+        "/dev/null/x": errno.ENOTDIR,
+        "/" + "x" * 5000: errno.ENAMETOOLONG,
+        "": errno.ENOENT,
+    }
+    for parts in (native_parts(cannot_run), PURE):
+        found = {path: parts.mount_at(path) for path in there}
+        assert found == {path: mount_of_link(path) for path in there}
+        assert found[tmp_path / "link"] == found[tmp_path] != found[b"/proc"]
+        for path, code in nowhere.items():
+            with pytest.raises(OSError, match=rf"\[Errno {code}\]"):
+                parts.mount_at(path)
+        for bad in (7, None, "a\0b"):
+            with pytest.raises((TypeError, ValueError)):
+                parts.mount_at(bad)
+
+
+def mount_of_link(path):
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        return mount_of(fd).id
+    finally:
+        os.close(fd)

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Collection, Container, Sequence
+from os import PathLike
 from typing import Any
 
 from .contract import Record
@@ -128,3 +129,4 @@ def mark_dirs(
 def present_in(
     items: Sequence[tuple[bytes, bytes, Collection[bytes]]], mount: int, /
 ) -> list[int | list[bytes]]: ...
+def mount_at(path: str | bytes | PathLike[str] | PathLike[bytes], /) -> int: ...

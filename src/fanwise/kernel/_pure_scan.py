@@ -1,4 +1,4 @@
-"""scan_dirs, mark_dirs and present_in in Python: the twins of `_scan.c`, with the same answers."""
+"""What `_scan.c` does, in Python, with the same answers: scan, mark, look."""
 
 import ctypes
 import errno
@@ -13,6 +13,7 @@ from fanwise._errors import FanwiseError, NotWatchable
 from .contract import LIST_FILES, LISTED, LISTED_DIR, LISTED_HIDDEN
 from .handles import identify, name_to_handle, open_by_handle
 from .libc import AT_NO_AUTOMOUNT, last_error, libc
+from .mounts import mount_id
 
 _AT_SYMLINK_NOFOLLOW = 0x100
 _STATX_BASIC_STATS = 0x7FF
@@ -180,6 +181,15 @@ def present_in(
         finally:
             os.close(fd)
     return out
+
+
+def mount_at(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> int:
+    """Return the id of the mount that a path leads to; links are not followed. Raises OSError."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return mount_id(fd)
+    finally:
+        os.close(fd)
 
 
 def _maybe(name: bytes, fd: int) -> bool:

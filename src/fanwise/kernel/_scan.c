@@ -2,6 +2,7 @@
  * names, also all their names, or entries with inode, size and times.
  * mark_dirs: the same by path, with a mark set on each before it is listed.
  * present_in: which of some names lead to anything, a directory at a time.
+ * mount_at: the mount that a path leads to: what an idle watch asks before each change.
  *
  * For each key: open by handle, getdents64, name_to_handle_at and stat for every subdirectory, and
  * for entries statx for every name.
@@ -738,7 +739,37 @@ done:
     return out;
 }
 
+static PyObject *mount_at(PyObject *self, PyObject *given)
+{
+    (void)self;
+    union {
+        struct file_handle h;
+        char room[sizeof(struct file_handle) + 128];
+    } u;
+    PyObject *path, *out = NULL;
+    if (!PyUnicode_FSConverter(given, &path))
+        return NULL;
+    const char *name = PyBytes_AsString(path);
+    struct statx st = {0};
+    int mount, fid = 1, failed;
+    Py_BEGIN_ALLOW_THREADS /* a look-up may wait for a server */
+    failed = statx(AT_FDCWD, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC,
+                   STATX_MNT_ID, &st);
+    if (!failed && !(st.stx_mask & STATX_MNT_ID)) /* before v5.8 */
+        failed = handle_of(AT_FDCWD, name, &u.h, &mount, &fid);
+    else
+        mount = (int)st.stx_mnt_id;
+    Py_END_ALLOW_THREADS
+    if (failed)
+        PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, given);
+    else
+        out = PyLong_FromLong(mount);
+    Py_DECREF(path);
+    return out;
+}
+
 static PyMethodDef scan_methods[] = {
+    {"mount_at", mount_at, METH_O, "The id of the mount that a path leads to."},
     {"present_in", present_in, METH_VARARGS,
      "present_in([(key, path, names)], mount id) -> [errno, or the names that lead to anything]"},
     {"mark_dirs", mark_dirs, METH_VARARGS,

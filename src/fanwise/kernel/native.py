@@ -26,6 +26,7 @@ class Parts(NamedTuple):
     scan_dirs: Callable[..., Any]
     mark_dirs: Callable[..., Any]
     present_in: Callable[..., Any]
+    mount_at: Callable[..., int]
 
 
 def why_pure() -> str | None:
@@ -61,6 +62,7 @@ def parts(pure: bool | None = None) -> Parts:
             _pure_scan.scan_dirs,
             _pure_scan.mark_dirs,
             _pure_scan.present_in,
+            _pure_scan.mount_at,
         )
     from . import _native
 
@@ -73,4 +75,5 @@ def parts(pure: bool | None = None) -> Parts:
         _native.scan_dirs,
         _native.mark_dirs,
         _native.present_in,
+        _native.mount_at,
     )

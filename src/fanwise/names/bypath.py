@@ -127,6 +127,7 @@ class PathLookup(Lookup):
             if len(self._fds) >= _OPEN:
                 self.close()
             self._fds[key] = fd
+            self.held = True
         return fd
 
     def _by_hint(self, key: bytes, seen: set[bytes]) -> int:

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Container
 from typing import Any
 
+import msgspec
+
 from fanwise.kernel.contract import NOTE_SELF, Record
 
 _MOST = 8 << 20  # bytes read ahead of decoding
@@ -41,27 +43,16 @@ class _Everything:
 EVERYTHING = _Everything()
 
 
-class Chunk:
+class Chunk(msgspec.Struct):
     """What one read brought: whole records, and what a loss before them cost."""
 
-    __slots__ = ("data", "directories", "drained", "lost", "noted", "source", "when")
-
-    def __init__(
-        self,
-        data: bytes,
-        when: int,
-        drained: bool,
-        lost: int,
-        source: str = "ring",
-        noted: dict[bytes, int] | None = None,
-    ) -> None:
-        self.data = data
-        self.when = when  # ns since the epoch, of reading
-        self.drained = drained  # the kernel's queue was seen empty after it
-        self.lost = lost  # records discarded before it
-        self.source = source  # or "stopped": the marks were gone for a while, nothing was counted
-        self.noted = noted  # the directories that the loss hit, see contract.NOTE_*; None: all
-        self.directories: list[Record] | None = None  # its name records of directories, once asked
+    data: bytes
+    when: int  # ns since the epoch, of reading
+    drained: bool  # the kernel's queue was seen empty after it
+    lost: int  # records discarded before it
+    source: str = "ring"  # or "stopped": the marks were gone for a while, nothing was counted
+    noted: dict[bytes, int] | None = None  # directories hit by the loss, contract.NOTE_*; None: all
+    directories: list[Record] | None = None  # its name records of directories, once asked
 
 
 class Intake:
@@ -100,9 +91,11 @@ class Intake:
     def pop(self) -> Chunk | None:
         """Take the next chunk."""
         if not self._chunks:
-            chunk = self._next()
-            self.popped += chunk is not None
-            return chunk
+            taken = self._take()
+            if taken is None:
+                return None
+            self.popped += 1
+            return Chunk(*taken, noted=self._noted() if taken[3] else None)
         chunk = self._chunks.popleft()
         self.popped += 1
         self.bytes -= len(chunk.data)

@@ -67,6 +67,7 @@ class Lookup:
 
     def __init__(self, mount: Mount) -> None:
         self.mount = mount
+        self.held = False  # a descriptor, until close()
         self._fd = -1
 
     def __enter__(self) -> "Lookup":
@@ -85,6 +86,7 @@ class Lookup:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        self.held = False
 
     def _open(self, key: bytes, flags: int = _PATH) -> int:
         # -1: the object is gone.
@@ -93,6 +95,7 @@ class Lookup:
                 self._fd = open_mount(self.mount)
             except NotWatchable as error:
                 raise CannotLook(str(error)) from error
+            self.held = True
         try:
             return open_by_handle(self._fd, key, flags)
         except OSError as error:

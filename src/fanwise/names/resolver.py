@@ -131,58 +131,66 @@ class Resolver:
 
     def step(self, limit: int) -> list[Any]:
         """The next slice of changes; [] when there is nothing to do now."""
+        # An idle consumer is woken with cold caches: few calls stand between a record and its
+        # change, and the descriptor of looks is closed without a context manager.
+        try:
+            rows = self._step(limit)
+        finally:
+            if self.lookup.held:
+                self.lookup.close()
+        return self.teller.filter(rows) if self.dirs.globs else rows
+
+    def _step(self, limit: int) -> list[Any]:
         rows: list[Any] = []
         stop = 0
-        with self.lookup:
-            if self._quiet and not self._open:
-                # Most windows by far need nothing but decoding; one call does it.
-                chunk = self.intake.pop()
-                if chunk is None:
-                    return rows
-                self.dirs.murky = self.intake.popped <= self._murky_until
-                special = chunk.lost or not chunk.drained or not chunk.data
-                if special or (self.files is not None and overflow_at(chunk.data) >= 0):
-                    self.intake.unpop(chunk)
+        if self._quiet and not self._open:
+            # Most windows by far need nothing but decoding; one call does it.
+            chunk = self.intake.pop()
+            if chunk is None:
+                return rows
+            self.dirs.murky = self.intake.popped <= self._murky_until
+            special = chunk.lost or not chunk.drained or not chunk.data
+            if special or (self.files is not None and overflow_at(chunk.data) >= 0):
+                self.intake.unpop(chunk)
+            else:
+                plain = self.decoder.plain(chunk.data, chunk.when / 1e9, limit)
+                self._empty_at = chunk.when
+                if plain is None:
+                    self._open = self._drained = self._empty = True
+                    self._look((), True)
                 else:
-                    plain = self.decoder.plain(chunk.data, chunk.when / 1e9, limit)
-                    if plain is None:
-                        self._open = self._drained = self._empty = True
-                        self._empty_at = chunk.when
-                        self._look((), True)
-                    else:
-                        rows, stop, left = plain
-                        self._empty_at = chunk.when
-                        if left is not None:
-                            if left:
-                                self.settler.note_gone(left)
-                            if self.files is not None:
-                                self.files.plain(chunk.data)
-                                self.files.emptied(chunk.when)
-                            return self.teller.filter(rows)
-                        self._open = self._drained = self._empty = True
-                        if not stop:
-                            return self.teller.filter(rows)
-                        self._settle(stop, rows)
-            if not self._open:
-                if not self._begin(rows):
-                    self._mark_fresh(rows)
-                    self._scan_more(rows)
-                    return self.teller.filter(rows)
-                self._open = True
-            while len(rows) < limit:
-                if self.expander.pending:
-                    rows += self.expander.step(limit - len(rows))
-                    continue
-                made, stop = self.decoder.decode(limit - len(rows))
-                rows += made
-                if stop:
+                    rows, stop, left = plain
+                    if left is not None:
+                        if left:
+                            self.settler.note_gone(left)
+                        if self.files is not None:
+                            self.files.plain(chunk.data)
+                            self.files.emptied(chunk.when)
+                        return rows
+                    self._open = self._drained = self._empty = True
+                    if not stop:
+                        return rows
                     self._settle(stop, rows)
-                elif not self.decoder.pending:
-                    self._end(rows)
-                    break
-                else:
-                    break
-            return self.teller.filter(rows)
+        if not self._open:
+            if not self._begin(rows):
+                self._mark_fresh(rows)
+                self._scan_more(rows)
+                return rows
+            self._open = True
+        while len(rows) < limit:
+            if self.expander.pending:
+                rows += self.expander.step(limit - len(rows))
+                continue
+            made, stop = self.decoder.decode(limit - len(rows))
+            rows += made
+            if stop:
+                self._settle(stop, rows)
+            elif not self.decoder.pending:
+                self._end(rows)
+                break
+            else:
+                break
+        return rows
 
     def remount(self, mount: Mount, rows: list[Any]) -> None:
         """Follow the mount to another mount point."""

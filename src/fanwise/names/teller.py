@@ -152,9 +152,9 @@ class Teller:
             )
 
     def filter(self, rows: list[Any]) -> list[Any]:
-        """Apply the globs to a slice."""
+        """Apply the globs, of which there are some, to a slice."""
         globs = self.dirs.globs
-        if not globs or not rows:
+        if not rows:
             return rows
         final = {id(row) for row in self._final}
         self._final.clear()

@@ -20,7 +20,6 @@ from fanwise._errors import (
     PermissionNeeded,
 )
 from fanwise.kernel.fanotify import FAN_ACCESS, FAN_OPEN
-from fanwise.kernel.handles import identify
 from fanwise.kernel.mounts import Mount, mounts
 from fanwise.kernel.native import Parts
 from fanwise.names.bypath import PathLookup
@@ -213,7 +212,9 @@ class Group:
             return rows
         last = bool(self.source.drain.ended)
         if self._helpers is None:
-            rows = self._others(self.resolver.step(limit))
+            rows = self.resolver.step(limit)
+            if self.rung.marks:
+                rows = self._others(rows)
             # What is done after a loss was told, or a directory's coming, is told: every directory
             # has its mark by then.
             for _ in range(_ROUNDS if rows and self.rung.marks else 0):
@@ -244,7 +245,7 @@ class Group:
 
     def _others(self, rows: list[Any]) -> list[Any]:
         # What marking opened and read is not told.
-        if self.rung.marks and rows and self._settings.want & _OWN:
+        if rows and self._settings.want & _OWN:
             return own_dropped(rows)
         return rows
 
@@ -293,14 +294,17 @@ class Group:
     def shows(self, path: str | bytes) -> bool:
         """Whether a path leads to the group's mount. It opens nothing."""
         try:
-            return identify(path)[1] == self.mount.id
-        except (OSError, FanwiseError):
+            return self._parts.mount_at(path) == self.mount.id
+        except OSError:
             return False
 
     def astray(self) -> bool:
         """Whether the mount is not where it was, and mountinfo may know where it is."""
-        if self.shows(self.mount.mount_point):
-            return False
+        try:  # `shows`, without a call
+            if self._parts.mount_at(self.mount.mount_point) == self.mount.id:
+                return False
+        except OSError:
+            pass  # it is not there, in any case
         now = time.monotonic()
         if now < self._look_again or not self.resolver.dirs.roots:
             return False

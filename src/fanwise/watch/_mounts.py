@@ -65,7 +65,7 @@ class Below:
         self.epoll: select.epoll  # to be woken by answers
         self._asked: dict[_Key, Question] = {}  # those that did not answer yet
         self.make: Callable[[Mount, list[str], Callable[[], list[str]] | None], Group]
-        self._inner: dict[_Key, Group] = {}
+        self.inner: dict[_Key, Group] = {}  # the mounts that are followed
         self._refused: dict[_Key, UnwatchedMount] = {}
         self._limited: set[_Key] = set()  # of the refused: to be tried again
         self.unwatched: tuple[UnwatchedMount, ...] = ()  # the refused; changes when they do
@@ -73,13 +73,10 @@ class Below:
         self._at: list[str] = []  # the roots, when last looked
         self.past: dict[str, int] = {}  # what closed groups counted
 
-    def __bool__(self) -> bool:
-        return bool(self._inner)
-
     @property
     def followed(self) -> list[Group]:
         """The groups of the mounts that are followed."""
-        return list(self._inner.values())
+        return list(self.inner.values())
 
     def roots(self) -> list[str]:
         """Give the directories that are watched, as they are called now."""
@@ -202,7 +199,7 @@ class Below:
             (key, mount)
             for mount in self.wanted(there)
             if (key := _key(mount)) not in mine
-            if key not in self._inner
+            if key not in self.inner
             if key not in self._refused or key in self._limited or self._has_answered(key)
         ]
         # Where something was unmounted that is told first.
@@ -229,7 +226,7 @@ class Below:
                 self._refused[key] = refused
                 if known:
                     continue
-            elif key not in self._inner:
+            elif key not in self.inner:
                 continue  # it went away meanwhile
             elif known:
                 del self._refused[key]
@@ -329,7 +326,7 @@ class Below:
                 return refused(error.reason, error.remedy)
             return refused(error.strerror or str(error))
         self._limited.discard(key)
-        self._inner[key] = group
+        self.inner[key] = group
         self._groups.append(group)
         return None
 
@@ -346,15 +343,15 @@ class Below:
     def reap(self) -> None:
         """Close the groups whose last change was told."""
         if not self.roots():
-            for group in self._inner.values():
+            for group in self.inner.values():
                 if not group.leaving:
                     group.leave("unmounted")
-        for key, group in list(self._inner.items()):
+        for key, group in list(self.inner.items()):
             if not group.ended:
                 continue
             for name, value in group.source.drain.stats().items():
                 self.past[name] = self.past.get(name, 0) + value
-            del self._inner[key]
+            del self.inner[key]
             self._groups.remove(group)
             group.close()
 

@@ -70,7 +70,7 @@ class _Waker:
         self._fds: list[int] = []  # the one to close
         self._users: list[None] = []
         self._closed = False
-        self._written = False
+        self.written = False
 
     def open(self) -> None:
         """Make the eventfd."""
@@ -83,17 +83,17 @@ class _Waker:
         try:
             if not self._closed:
                 os.eventfd_write(self.fd, 1)
-                self._written = True  # after the write: clear() must find what it takes back
+                self.written = True  # after the write: clear() must find what it takes back
         finally:
             self._leave()
 
     def clear(self) -> None:
         """Take back every wake() so far."""
-        if self._written:
+        if self.written:
             self._users.append(None)
             try:
                 if not self._closed:
-                    self._written = False
+                    self.written = False
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self.fd)
             finally:
@@ -411,11 +411,13 @@ class Watch:
         idle = False
         while True:
             # Before looking: what wakes from here on is seen, or leaves fileno() readable.
-            self._waker.clear()
-            self._check()
+            if self._waker.written:
+                self._waker.clear()
+            if self._state != "open":
+                self._check()
             if self._who is not None and self._who.due():
                 self._tick(self._who)
-            if self._below:
+            if self._below.inner:
                 self._below.reap()
             rows = (
                 self._mounts_moved()
@@ -493,7 +495,10 @@ class Watch:
         self._rested = False
         self._look_at = now + _LOOK
         rows: list[Change] = []
-        astray = [group for group in self._groups if group.astray()]
+        astray = []
+        for group in self._groups:
+            if group.astray():
+                astray.append(group)
         if astray:
             self._news += self._mounts.look()
             for group in astray:
