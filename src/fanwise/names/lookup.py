@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from fanwise._errors import FanwiseError, NotWatchable
+from fanwise._errors import FanwiseError, FilesystemRefuses, NotWatchable
 from fanwise.kernel.handles import name_to_handle, open_by_handle
 from fanwise.kernel.mounts import Mount, mount_id
 
@@ -42,6 +42,20 @@ def open_mount(mount: Mount, flags: int = _READ) -> int:
         raise
     os.close(fd)
     raise NotWatchable(mount.mount_point, "another mount covers it")
+
+
+def try_handles(mount: Mount) -> None:
+    """Open the mount's top by its handle, for a trial. Raises NotWatchable, with the reason."""
+    fd = open_mount(mount)
+    try:
+        key, _ = name_to_handle(b"", fd, empty=True)
+        os.close(open_by_handle(fd, key))
+    except OSError as error:
+        raise FilesystemRefuses(
+            mount.mount_point, f"{mount.fstype} has file handles, but does not open them"
+        ) from error
+    finally:
+        os.close(fd)
 
 
 class CannotLook(FanwiseError):

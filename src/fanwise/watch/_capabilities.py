@@ -12,10 +12,10 @@ import msgspec
 from fanwise._errors import FanwiseError, FilesystemRefuses, NotWatchable
 from fanwise.kernel import fanotify as fan
 from fanwise.kernel.caps import CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN, credentials
-from fanwise.kernel.handles import name_to_handle, open_by_handle
+from fanwise.kernel.handles import name_to_handle
 from fanwise.kernel.mounts import Mount, mount_of
 from fanwise.kernel.native import why_pure
-from fanwise.names.lookup import AT, open_mount
+from fanwise.names.lookup import AT, open_mount, try_handles
 from fanwise.sources.fanotify import (
     FILESYSTEM_MARK,
     MODEL_MASK,
@@ -97,7 +97,7 @@ def capabilities(path: str | os.PathLike[str]) -> Capabilities:
     features["rename"] = _try(lambda: _group(where, _NAMES, kind, fan.FAN_RENAME | fan.FAN_ONDIR))
     features["handles"] = _try(lambda: _handle(real, mount))
     features["open_by_handle"] = (
-        _try(lambda: _open(mount))
+        _try(lambda: try_handles(mount))
         if features["handles"].works
         else Feature(None, "there is no handle to open")
     )
@@ -177,19 +177,6 @@ def _handle(path: str, mount: Mount) -> None:
         name_to_handle(path)
     except FilesystemRefuses as error:
         raise FilesystemRefuses(path, f"{mount.fstype} has none that can be opened") from error
-
-
-def _open(mount: Mount) -> None:
-    fd = open_mount(mount)
-    try:
-        key, _ = name_to_handle(b"", fd, empty=True)
-        os.close(open_by_handle(fd, key))
-    except OSError as error:
-        raise FilesystemRefuses(
-            mount.mount_point, f"{mount.fstype} has file handles, but does not open them"
-        ) from error
-    finally:
-        os.close(fd)
 
 
 def _limits() -> dict[str, int]:

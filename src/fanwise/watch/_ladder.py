@@ -20,9 +20,9 @@ from fanwise._errors import (
 )
 from fanwise.kernel import fanotify as fan
 from fanwise.kernel.caps import CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN, credentials
-from fanwise.kernel.handles import identify, name_to_handle, open_by_handle
+from fanwise.kernel.handles import identify
 from fanwise.kernel.mounts import Mount
-from fanwise.names.lookup import AT, open_mount
+from fanwise.names.lookup import AT, open_mount, try_handles
 from fanwise.sources import inotify
 from fanwise.sources.fanotify import MODEL_MASK, DirectorySource, FanotifySource, mark_filesystem
 from fanwise.sources.inotify import InotifySource
@@ -226,16 +226,7 @@ def _filesystem_mark(path: str, mount: Mount) -> None:
     creds = credentials()
     if creds.holds(CAP_DAC_READ_SEARCH) and not creds.filtered:
         return
-    fd = open_mount(mount)
-    try:
-        key, _ = name_to_handle(b"", fd, empty=True)
-        os.close(open_by_handle(fd, key))
-    except OSError as error:
-        raise FilesystemRefuses(
-            mount.mount_point, f"{mount.fstype} has file handles, but does not open them"
-        ) from error
-    finally:
-        os.close(fd)
+    try_handles(mount)
 
 
 def _inode_marks(path: str, mount: Mount) -> None:
