@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 from fanwise.health._case import Ledger
 from fanwise.health._correlate import MOST_OPEN, WINDOW, Correlator
 from fanwise.health._incident import Filesystem, Incident, TrippedBy, advice_for
-from fanwise.health._observe import Observation
+from fanwise.health._observe import Check, Observation
 from fanwise.sources.counters import BtrfsDevice, ErrorPoint, Ext4Counters
 
 DEV = (7, 3)
@@ -197,6 +197,119 @@ def test_a_check_resolves_and_what_comes_after_is_new(bench):
     bench.counter(1, last=point(14))
     assert bench.only().id != resolved.id
     assert bench.only().total == 1
+
+
+# -- checks: the superblock has the second of the last one
+
+A, B, C = 7001, 7002, 7003  # lives of the superblock
+
+
+def checked(bench, at, mounts=1, life=A, writable=True):
+    return bench.take(bench.it.checked(DEV, Check(at, mounts, life, writable)))
+
+
+def met_at(bench, when, life):
+    """An error that no counter counts, read in a life of the superblock."""
+    bench.now = when
+    return bench.see("trace", "writeback", scope="inode", ino=12, errno=EIO, life=life)
+
+
+@pytest.fixture
+def mounted(bench):
+    """Identified after it was made in second 900, in its first mount."""
+    checked(bench, 900)
+    return bench
+
+
+def test_a_check_in_a_later_second_ends_what_was_seen_before(mounted):
+    met_at(mounted, 1000.9, 0)
+    assert checked(mounted, 1000, life=B) == [], "it may have come after the check"
+    (resolved,) = checked(mounted, 1001, life=C)
+    assert (resolved.status, resolved.resolved) == ("resolved", "the filesystem was checked")
+
+
+def test_a_check_in_the_second_of_an_error_ends_what_an_earlier_life_saw(mounted):
+    met_at(mounted, 1000.2, A)
+    (resolved,) = checked(mounted, 1000, life=B)
+    assert resolved.status == "resolved"
+
+
+def test_a_check_in_the_second_of_an_error_spares_what_this_life_saw(mounted):
+    """The mount was not noticed yet when its first error was read."""
+    met_at(mounted, 1000.5, B)
+    assert checked(mounted, 1000, life=B) == []
+    assert mounted.only().status == "open"
+
+
+def test_a_check_in_the_second_of_an_error_of_one_life_spares_it(mounted):
+    """A root filesystem that is checked while it is mounted, not writable: no life ended."""
+    met_at(mounted, 1000.5, A)
+    assert checked(mounted, 1000, mounts=0, life=A) == []
+    assert checked(mounted, 1001, mounts=0, life=A)[0].status == "resolved"
+
+
+def test_what_came_in_the_second_of_a_check_and_later_is_spared(mounted):
+    met_at(mounted, 1000.9, A)
+    met_at(mounted, 1001.1, A)
+    assert checked(mounted, 1000, life=B) == []
+
+
+def test_mounting_is_no_check_and_what_was_seen_is_remembered_to_be_older(mounted):
+    met_at(mounted, 1000.1, A)
+    assert checked(mounted, 900, mounts=2, life=B) == []
+    assert checked(mounted, 900, mounts=2, life=B) == [], "a follower was started again"
+    assert checked(mounted, 1000, mounts=1, life=C)[0].status == "resolved"
+
+
+def test_a_second_check_in_one_second_shows_in_the_count_of_mounts(mounted):
+    checked(mounted, 1000, mounts=1, life=B)
+    met_at(mounted, 1000.4, B)
+    assert checked(mounted, 1000, mounts=2, life=C) == [], "mounted again, and no check"
+    met_at(mounted, 1000.5, C)
+    assert checked(mounted, 1000, mounts=1, life=A)[0].status == "resolved"
+
+
+def test_as_many_mounts_as_before_and_not_counted_is_no_check(mounted):
+    checked(mounted, 1000, mounts=1, life=B)
+    met_at(mounted, 1000.4, B)
+    assert checked(mounted, 1000, mounts=1, life=C, writable=False) == []
+    assert checked(mounted, 1000, mounts=0, life=A, writable=False)[0].status == "resolved"
+
+
+def test_a_count_of_mounts_that_may_have_run_over_shows_nothing(mounted):
+    checked(mounted, 1000, mounts=0xFFFF, life=B)
+    met_at(mounted, 1000.4, B)
+    assert checked(mounted, 1000, mounts=0, life=C) == []
+
+
+@pytest.mark.parametrize(("before", "now"), [(0, B), (A, 0)])
+def test_without_sysfs_the_second_alone_decides(bench, before, now):
+    checked(bench, 900, life=before)
+    met_at(bench, 1000.4, before)
+    assert checked(bench, 1000, life=now) == []
+    assert checked(bench, 1001, life=now)[0].status == "resolved"
+
+
+def test_a_filesystem_made_in_the_second_of_its_first_error(bench):
+    """mkfs says that second, too; nobody had read an older one."""
+    met_at(bench, 1000.4, A)
+    assert checked(bench, 1000, life=A) == []
+    assert bench.only().status == "open"
+
+
+def test_a_check_is_remembered_over_a_restart(mounted):
+    met_at(mounted, 1000.2, A)
+    ledgers = msgspec.json.decode(msgspec.json.encode(mounted.it.ledgers()), type=list[Ledger])
+    mounted.it = mounted.make()
+    mounted.it.restore(ledgers)
+    assert checked(mounted, 1000, life=B)[0].status == "resolved"
+
+
+def test_what_joined_a_case_in_another_life_makes_it_of_none_that_is_known(mounted):
+    met_at(mounted, 1000.2, A)
+    mounted.now = 1000.3
+    mounted.see("kmsg", "writeback", scope="inode", ino=12, errno=EIO)  # read after the unmount
+    assert checked(mounted, 1000, life=B) == []
 
 
 def test_another_filesystem_on_the_device(bench):

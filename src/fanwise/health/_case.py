@@ -60,7 +60,8 @@ class Case(msgspec.Struct, kw_only=True):
     file's data, which no filesystem's error counter counts. ``held`` are errors that a counter
     or an anonymous record knows of and no record of an object explains, since ``held_at``;
     ``cut`` are those that merged records counted here and that belong elsewhere. ``beyond``: the
-    filesystem's counter does not count what this is about.
+    filesystem's counter does not count what this is about. ``life`` is one of the superblock's,
+    and its last record was read in it or in one before; 0 where not known.
     """
 
     id: str
@@ -100,6 +101,7 @@ class Case(msgspec.Struct, kw_only=True):
     revision: int = 0
     resolved: str | None = None
     merged_into: str | None = None
+    life: int = 0
     state: str = ""
 
     @property
@@ -163,6 +165,8 @@ class Case(msgspec.Struct, kw_only=True):
         self.touched = max(self.touched, now)
         self.first_seen = min(self.first_seen, seen.time)
         self.last_seen = max(self.last_seen, seen.time)
+        if seen.what not in ("state", "hung"):  # they are looks, and no errors
+            self.life = seen.life
         # The block layer knows what was asked of the device, others know what for.
         device_only = all(via.endswith(".io") for via in self.evidence)
         if seen.operation and (self.operation is None or (device_only and seen.what != "io")):
@@ -278,8 +282,9 @@ class Ledger(msgspec.Struct, kw_only=True):
     """A filesystem's open cases, and the counters that are the truth about them.
 
     ``counter`` is ext4's errors_count as last read, ``closed`` what cases that are no longer open
-    have of it, ``checked`` when it was checked last, in seconds since the epoch. ``stats`` are
-    btrfs's, by device and kind. ``lost`` counts records known to be lost for this filesystem,
+    have of it, ``checked`` when it was checked last, in seconds since the epoch, as read in the
+    ``life`` of its superblock, with ``mounts`` since the check. ``stats`` are btrfs's, by device
+    and kind. ``lost`` counts records known to be lost for this filesystem,
     ``uncounted`` says that there were more.
     """
 
@@ -289,6 +294,8 @@ class Ledger(msgspec.Struct, kw_only=True):
     counter: int | None = None
     closed: int = 0
     checked: int = 0
+    mounts: int | None = None
+    life: int = 0
     stats: dict[str, int] = {}
     lost: int = 0
     uncounted: bool = False

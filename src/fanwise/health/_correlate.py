@@ -44,13 +44,14 @@ from fanwise.health._case import (
 )
 from fanwise.health._incident import SEVERITY, Filesystem, Incident, State
 from fanwise.health._joining import ANONYMOUS, agree, part_of, same_key
-from fanwise.health._observe import Dev, Observation
+from fanwise.health._observe import Check, Dev, Observation
 from fanwise.sources.counters import BtrfsDevice, ErrorPoint, Ext4Counters, advance
 
 WINDOW = 2.0  # seconds within which records are about one thing
 REST = 0.1  # seconds after an event until ext4's counter has it
 CHECKED = "the filesystem was checked"
 MOST_OPEN = 100  # incidents of one filesystem
+_MOST_MOUNTS = 0xF000  # beyond, a smaller number may be one that ran over
 
 _STATS = {
     "write": errno.EIO,
@@ -177,7 +178,7 @@ class Correlator:
 
     # -- counters
 
-    def ext4(self, dev: Dev, counters: Ext4Counters, at: float) -> list[Incident]:
+    def ext4(self, dev: Dev, counters: Ext4Counters, at: float, life: int = 0) -> list[Incident]:
         """A reading of ext4's counters, at a time (seconds since the epoch)."""
         now = self._clock()
         ledger = self._ledgers.get(dev)
@@ -193,24 +194,38 @@ class Correlator:
                 self._name_by(ledger, point)
         difference = counters.errors - ledger.counted
         if difference > 0:
-            self._hold(ledger, counters, before is None, at, now)
+            self._hold(ledger, counters, before is None, at, now, life)
         elif difference < 0 and now - ledger.last_event >= REST:
             self._cut(ledger)
         return self._flush()
 
-    def checked(self, dev: Dev, at: int | None) -> list[Incident]:
-        """When the filesystem was checked last (seconds since the epoch), as its superblock says.
+    def checked(self, dev: Dev, check: Check) -> list[Incident]:
+        """When the filesystem was checked last, as its superblock says.
 
-        What was seen before is resolved, also what no counter counts.
+        What was seen before is resolved, also what no counter counts. The superblock knows the
+        second only. Of what was seen in that very second goes what was read in the life of the
+        superblock that was there at the reading before this one: it had to end before the check,
+        which had not been then. And a second check in one second shows in the count of mounts.
         """
         ledger = self._ledgers.get(dev)
-        if ledger is None or at is None or at <= ledger.checked:
+        if ledger is None or check.at < ledger.checked:
             return []
-        before = [case for case in ledger.cases if case.last_seen < at + 1]
-        if ledger.checked or before:
-            self._resolve(ledger, before, CHECKED)
-            ledger.counter, ledger.closed = 0, 0  # the check set it back
-        ledger.checked = at
+        at, past = check.at, ledger.life if ledger.life != check.life else 0
+        if not check.life:
+            past = 0
+        if at > ledger.checked or (past and _counted_anew(ledger.mounts, check)):
+            before = [
+                case
+                for case in ledger.cases
+                if case.last_seen < at or (case.last_seen < at + 1 and past and case.life == past)
+            ]
+            if ledger.checked or before:
+                self._resolve(ledger, before, CHECKED)
+                ledger.counter, ledger.closed = 0, 0  # the check set it back
+        for case in ledger.cases:
+            if case.life and check.life:
+                case.life = check.life  # of it, or of one before
+        ledger.checked, ledger.mounts, ledger.life = at, check.mounts, check.life
         return self._flush()
 
     def btrfs(self, dev: Dev, devices: Iterable[BtrfsDevice], at: float) -> list[Incident]:
@@ -404,7 +419,13 @@ class Correlator:
 
     # The counter has more than the incidents: who holds them?
     def _hold(
-        self, ledger: Ledger, counters: Ext4Counters, first: bool, at: float, now: float
+        self,
+        ledger: Ledger,
+        counters: Ext4Counters,
+        first: bool,
+        at: float,
+        now: float,
+        life: int,
     ) -> None:
         # What it had before anybody listened is explained by no record that comes now.
         since = LONG_AGO if first else now
@@ -432,6 +453,7 @@ class Correlator:
                 function=None if point is None else point.function or None,
                 line=None if point is None else point.line or None,
                 operation=None if point is None or not point.block else f"block {point.block}",
+                life=life,
             )
             case = same_key(ledger, seen) or self._join(ledger, seen, now)
             known = case is not None and case.counted
@@ -505,6 +527,8 @@ class Correlator:
         for channel, count in case.data.items():
             into.data[channel] = into.data.get(channel, 0) + count
         into.channels += [c for c in case.channels if c not in into.channels]
+        into.last_seen = max(into.last_seen, case.last_seen)
+        into.life = into.life if into.life == case.life else 0
         if into.function is None:
             into.function, into.line = case.function, case.line
         self._touch(ledger, case)
@@ -544,3 +568,10 @@ class Correlator:
     def _flush(self) -> list[Incident]:
         changed, self._changed = self._changed, {}
         return [case.incident(ledger, self._kernel) for ledger, case in changed.values()]
+
+
+# Each mount adds one, and a check sets it to 0; as 16 bits.
+def _counted_anew(mounts: int | None, check: Check) -> bool:
+    if mounts is None or mounts > _MOST_MOUNTS:
+        return False
+    return check.mounts < mounts or (check.mounts == mounts and check.writable)

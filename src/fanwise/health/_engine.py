@@ -389,7 +389,8 @@ class Engine:
                 self.correlator.renumbered(before, known.dev)
                 self._forget(before)
         self._keep(self.correlator.mounted(known.dev, known.fs))
-        self._keep(self.correlator.checked(known.dev, finding.checked))
+        if finding.checked is not None:
+            self._keep(self.correlator.checked(known.dev, finding.checked))
         self._shown(known)
         waiting, known.waiting = known.waiting, []
         for seen in waiting:
@@ -422,6 +423,8 @@ class Engine:
             self._introduce(seen.dev)
         for one in above:
             one.due = self._clock() + _AFTER
+        if len(above) == 1 and above[0].fstype.startswith("ext"):
+            seen = msgspec.structs.replace(seen, life=above[0].life)
         if len(above) == 1 and not above[0].identified:
             above[0].waiting.append(seen)
             return
@@ -473,7 +476,7 @@ class Engine:
         for bad in reading.garbage:
             self.channels.garbage(bad.path, bad.why)
         if reading.ext4 is not None:
-            self._keep(self.correlator.ext4(known.dev, reading.ext4, now))
+            self._keep(self.correlator.ext4(known.dev, reading.ext4, now, known.life))
         self._keep(self.correlator.btrfs(known.dev, reading.btrfs, now))
         self._export.counted(known.fs, reading)
         if known.fstype.startswith("ext"):

@@ -65,6 +65,14 @@ class Known:
         self._describe()
         return before != self.fs
 
+    @property
+    def life(self) -> int:
+        """Which life of the superblock is the present one, see `Check`; 0 where not known."""
+        try:
+            return os.stat(self.place.directory).st_ino if self.place.directory else 0
+        except OSError:
+            return 0  # just unmounted
+
     def _describe(self) -> None:
         self.fs = describe(
             self.dev, self.place, self.mounts, self.uuid or self.place.uuid, self.label

@@ -25,7 +25,10 @@ _OPTIONS: tuple[tuple[str, State], ...] = (
     ("emergency_ro", "emergency_ro"),
 )
 # What the kernel calls while it records: no part of what found the error.
-_NOT_FINDERS = ("trace_", "__ext4_error", "__ext4_std", "__ext4_grp", "xfs_do_force_shutdown")
+# With more than one listener on the machine the tracepoint's own loop over them is on the stack.
+_NOT_FINDERS = (
+    "trace_", "__traceiter_", "__ext4_error", "__ext4_std", "__ext4_grp", "xfs_do_force_shutdown",
+)  # fmt: skip
 _BTREE_INODE = 1  # BTRFS_BTREE_INODE_OBJECTID: every tree's blocks
 _MARKS = ("xfs_inode_mark_sick", "xfs_group_mark_sick", "xfs_fs_mark_sick", "xfs_ag_mark_sick")
 

@@ -239,7 +239,9 @@ class _Look:
                     correlator.renumbered(dev, known.dev)
                     break
         correlator.mounted(known.dev, known.fs)
-        correlator.checked(known.dev, self._findings[known.dev].checked)
+        check = self._findings[known.dev].checked
+        if check is not None:
+            correlator.checked(known.dev, check)
         reading = self._readings[known.dev] = read(known.place)
         if reading.ext4 is not None:
             correlator.ext4(known.dev, reading.ext4, now)

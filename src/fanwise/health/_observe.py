@@ -23,13 +23,29 @@ What = Literal[
 ]
 
 
+class Check(msgspec.Struct, frozen=True, gc=False):
+    """When an ext4 was checked last, and what tells whether it was checked since another reading.
+
+    ``at`` is in seconds since the epoch, and no finer; ``mounts`` how often it was mounted writable
+    since then. ``life`` is this life of its superblock, from mount to unmount (the inode number of
+    its directory in sysfs: it has another one in each life), 0 where not known. ``writable`` says
+    that it is mounted so, and is counted.
+    """
+
+    at: int
+    mounts: int
+    life: int = 0
+    writable: bool = False
+
+
 class Observation(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What a channel saw.
 
     ``dev`` is the superblock's device, or a block device below it. ``time`` is seconds since the
     epoch, of the kernel where it gives one. ``errno`` is positive, 0 when not told. ``count`` is
     how many errors this one record stands for. ``start`` and ``length`` are bytes of the device,
-    ``part`` names a device of several. The rest is as in Incident; None is what is not told.
+    ``part`` names a device of several. ``life`` is which life of its superblock it was read in, see
+    `Check`, 0 where not known. The rest is as in Incident; None is what is not told.
     """
 
     channel: Channel
@@ -52,6 +68,7 @@ class Observation(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     state: State | None = None
     process: TrippedBy | None = None
     text: str | None = None
+    life: int = 0
 
     @property
     def via(self) -> str:

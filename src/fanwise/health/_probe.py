@@ -21,6 +21,7 @@ from typing import Literal
 import msgspec
 
 from fanwise._errors import FanwiseError
+from fanwise.health._observe import Check
 from fanwise.lifetime import Lifetime
 
 DEADLINE = 5.0  # seconds
@@ -31,14 +32,14 @@ _CHILD = str(Path(__file__).with_name("_probe_child.py"))
 class Finding(msgspec.Struct, frozen=True, gc=False):
     """What a look gave. "unknown": it failed with ``errno``, which need not be a fault.
 
-    ``checked`` is when ext4 was last checked, in seconds since the epoch, where it could be read.
+    ``checked`` is when ext4 was last checked, where it could be read.
     """
 
     state: Literal["ok", "shutdown", "unknown", "hung"]
     errno: int = 0
     uuid: str | None = None
     label: str | None = None
-    checked: int | None = None
+    checked: Check | None = None
 
 
 class Probe:

@@ -24,8 +24,8 @@ _RDONLY = 1  # ST_RDONLY
 def look(fstype: str, point: str, more: str = "") -> dict[str, object]:
     """Answer with ``state``, ``errno``, ``uuid``, ``label`` and ``checked``.
 
-    ``checked`` is when ext4 was last checked as a whole, in seconds since the epoch. None is what
-    it does not tell.
+    ``checked`` is when ext4 was last checked as a whole, with the fields of `Check` (_observe).
+    None is what it does not tell.
     """
     answer: dict[str, object] = {"state": "ok", "errno": 0, "uuid": None, "label": None}
     answer["checked"] = None
@@ -41,7 +41,7 @@ def look(fstype: str, point: str, more: str = "") -> dict[str, object]:
         answer["uuid"] = _uuid(fd)
         answer["label"] = _label(fd)
         if more == "checked" and fstype in ("ext2", "ext3", "ext4"):
-            answer["checked"] = _checked(os.fstat(fd).st_dev)
+            answer["checked"] = _checked(fd)
     except OSError as error:
         answer["state"] = "shutdown" if error.errno == errno.ESHUTDOWN else "unknown"
         answer["errno"] = error.errno
@@ -50,8 +50,10 @@ def look(fstype: str, point: str, more: str = "") -> dict[str, object]:
     return answer
 
 
-# struct ext4_super_block: s_magic, s_lastcheck and its high byte. The device's cache has it.
-def _checked(dev: int) -> int | None:
+# struct ext4_super_block: s_mnt_count, s_magic, s_lastcheck and its high byte. The device's cache
+# has it.
+def _checked(fd: int) -> dict[str, object] | None:
+    dev = os.fstat(fd).st_dev
     name = f"{os.major(dev)}:{os.minor(dev)}"
     try:
         with open(f"/sys/dev/block/{name}/uevent", encoding="ascii") as file:
@@ -63,8 +65,17 @@ def _checked(dev: int) -> int | None:
         return None  # no right to read it, or no such name: then nobody knows
     if len(block) < 1024 or struct.unpack_from("<H", block, 0x38)[0] != 0xEF53:
         return None
-    low: int = struct.unpack_from("<I", block, 0x40)[0]
-    return (block[0x277] << 32 | low) or None
+    at = block[0x277] << 32 | struct.unpack_from("<I", block, 0x40)[0]
+    if not at:
+        return None
+    # The open directory keeps this life of the superblock, so that all is of one.
+    try:
+        life = os.stat("/sys/fs/ext4/" + said["DEVNAME"].replace("/", "!")).st_ino
+    except OSError:
+        life = 0  # no sysfs: then times alone decide
+    (mounts,) = struct.unpack_from("<H", block, 0x34)
+    writable = not os.fstatvfs(fd).f_flag & _RDONLY
+    return {"at": at, "mounts": mounts, "life": life, "writable": writable}
 
 
 def _uuid(fd: int) -> str | None:
