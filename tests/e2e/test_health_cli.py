@@ -481,15 +481,21 @@ def test_two_filesystems_with_one_uuid_keep_their_counts(tmp_path, follow):
         running.stop()
 
 
-def test_a_source_that_goes_down_is_said_and_the_others_go_on(tmp_path, follow, tracefs, look):
+def test_a_trace_that_somebody_switches_off_is_said_and_switched_on_again(
+    tmp_path, follow, tracefs, look
+):
     with broken(tmp_path, "f") as it:
         running = follow(it.point)
         (name,) = of_process(tracefs, running.pid)
         (tracefs / "instances" / name / "tracing_on").write_text("0")
         said = running.type("sources")["sources"]["trace"]
-        assert (said["state"], "switched" in said["reason"]) == ("down", True)
+        assert (said["state"], "switched it off" in said["reason"]) == ("degraded", True)
         met(it, "f")
-        assert running.type("incident")["errno"] == "EUCLEAN"
+        traced = running.until(lambda r: r["type"] == "incident" and "trace" in r["channels"])[-1]
+        assert traced["errno"] == "EUCLEAN"
+        assert (tracefs / "instances" / name / "tracing_on").read_text() == "1\n"
+        said = running.type("sources")["sources"]["trace"]
+        assert (said["state"], said["uncounted"]) == ("up", True)
         running.stop()
 
 

@@ -241,6 +241,127 @@ def test_one_that_somebody_removed_is_closed(tracefs):
     assert not any(os.path.exists(f"/proc/self/fd/{fd}") for fd in fds)
 
 
+def cat_free_buffer(path):
+    with open(f"{path}/free_buffer"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("disturb", "said"),
+    [
+        (lambda path: Path(path, "tracing_on").write_text("0"), "switched it off (tracing_on)"),
+        (lambda path: Path(path, "events/enable").write_text("0"), "disabled task/task_rename"),
+        (lambda path: Path(path, "set_event").write_text(""), "disabled task/task_rename"),
+        (lambda path: Path(path, "buffer_size_kb").write_text("8"), "the size of its buffers to"),
+        (cat_free_buffer, "the size of its buffers to"),
+    ],
+    ids=["tracing_on", "events", "set_event", "size", "free_buffer"],
+)
+def test_what_somebody_did_to_it_is_put_right(tracefs, disturb, said):
+    with TraceSource([RENAME._replace(stacks=4000)], tracefs=tracefs) as source:
+        assert (source.keep(), source.disturbed) == (None, None)
+        sizes = Path(source.path, "buffer_size_kb").read_text()
+        before = source.complete_to
+        disturb(source.path)
+        loss = source.keep()
+        assert (loss.after, loss.records) == (before, None)
+        assert said in source.disturbed
+        rename_self("fw-after")
+        records = source.take()[0]
+        assert b"fw-after" in [r.values[1] for r in records if r.event != STACK]
+        assert STACK in [r.event for r in records]
+        assert Path(source.path, "buffer_size_kb").read_text() == sizes
+        assert (source.keep(), source.disturbed, source.disturbances) == (None, None, 1)
+
+
+def test_nobody_can_remove_one_that_records(tracefs):
+    with TraceSource([RENAME], tracefs=tracefs) as source:
+        with pytest.raises(OSError, match="busy"):
+            os.rmdir(source.path)
+        rename_self("fw-one")
+        assert source.take()[0]
+
+
+def test_the_mount_that_it_was_made_through_goes(tracefs, tmp_path):
+    """As when it is another's: there is one tracefs, whoever mounts it where."""
+    other = tmp_path / "other"
+    other.mkdir()
+    run("mount", "-t", "tracefs", "fanwise-test", str(other))
+    with TraceSource([RENAME], tracefs=str(other)) as source:
+        run("umount", "--lazy", str(other))
+        assert not os.path.exists(source.path)
+        assert source.recording
+        Path(tracefs, "instances", os.path.basename(source.path), "tracing_on").write_text("0")
+        assert source.keep() is not None
+        rename_self("fw-one")
+        assert source.take()[0]
+        assert source.counters()["entries"] >= 0
+        with open(f"{tracefs}/instances/{os.path.basename(source.path)}/trace_pipe"):
+            source.close()
+        assert instances(tracefs) != []  # read when it was to be removed
+    with TraceSource([RENAME], tracefs=tracefs):
+        pass
+    assert instances(tracefs) == []
+
+
+RACE = """
+import os, sys
+from fanwise.sources.trace import TraceEvent, TraceSource
+for n in range(6):
+    print("ready", flush=True)
+    sys.stdin.readline()
+    source = TraceSource([TraceEvent("task/task_rename")], tracefs=sys.argv[1])
+    source.open()
+    print(source.state, source.reason, flush=True)
+    sys.stdin.readline()
+    print(source.recording, flush=True)
+    if len(sys.argv) > 2:
+        os.kill(os.getpid(), 9)
+    source.close()
+"""
+
+
+def test_many_that_start_and_end_at_once_while_others_are_killed(tracefs):
+    """Whoever starts removes the dead ones; all want the same ones, and some are just going."""
+    argv = [sys.executable, "-c", RACE, tracefs]
+    children = []
+
+    def start(*more):
+        child = subprocess.Popen(
+            [*argv, *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        children.append(child)
+        assert child.stdout.readline() == "ready\n"
+        return child
+
+    def all_say(said, these):
+        for child in these:
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        for child in these:
+            assert child.stdout.readline() == said
+
+    try:
+        living = [start() for _ in range(4)]
+        for n in range(6):
+            killed = [start("dies") for _ in range(4)]
+            all_say("UP None\n", killed)
+            all_say("True\n", killed)
+            for child in killed:
+                assert child.wait(20) == -signal.SIGKILL
+            all_say("UP None\n", living)
+            all_say("True\n", living)
+            if n < 5:
+                assert [child.stdout.readline() for child in living] == ["ready\n"] * 4
+        for child in living:
+            assert child.wait(20) == 0
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+        remove_dead(tracefs)
+
+
 def test_a_page_header_that_makes_no_sense(tracefs, monkeypatch):
     def refuse(text):
         raise DecodeError(0, "header_page without 'commit'")

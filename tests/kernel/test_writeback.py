@@ -2,8 +2,10 @@
 
 import errno
 import os
+import select
 import subprocess
 import sys
+from pathlib import Path
 
 import anyio
 import pytest
@@ -85,6 +87,34 @@ def test_another_files_error_is_not_told(disk, tracefs):
     with writeback_errors(disk.point / "db/table", tracefs=tracefs) as errors:
         write_out(disk, "db/other")
         assert [e for e in errors.wait(0.3) if e.scope != "fs"] == []
+
+
+@pytest.mark.parametrize("how", ["tracing_on", "events/enable"])
+def test_a_trace_that_somebody_switches_off_is_switched_on_again(disk, tracefs, how):
+    break_file(disk, "db/table")
+    with writeback_errors(disk.point / "db/table", tracefs=tracefs) as errors:
+        Path(errors._trace.path, how).write_text("0")
+        write_out(disk, "db/table")  # nobody hears of this
+        ready, _, _ = select.select([errors.fileno()], [], [], 10)
+        assert ready, "it is looked now and then, also for who waits with the descriptor"
+        found = errors.wait(10)
+        assert [(e.scope, e.count) for e in found] == [("lost", None)]
+        write_out(disk, "db/table", b"z" * 4096)
+        assert any(e.scope == "object" for e in errors.wait(10))
+
+
+def test_who_iterates_is_told_that_the_trace_is_gone(disk, tracefs):
+    errors = writeback_errors(disk.point / "db/table", tracefs=tracefs)
+    with errors:
+        trace = errors._trace
+        trace._close_fds()  # nobody can remove it before
+        os.rmdir(trace.path)
+        quiet, end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        trace._fds = [quiet]
+        with pytest.raises(FeatureMissing, match="trace instance is gone"):
+            next(iter(errors))
+    os.close(end)
+    assert errors.state == "CLOSED"
 
 
 def test_who_was_told_by_fsync(disk, tracefs):

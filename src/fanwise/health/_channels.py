@@ -52,7 +52,6 @@ class Channels:
         self._mounts: MountSource | None = None
         self._down: dict[str, str] = dict.fromkeys(("fserror", "trace", "mounts", "kmsg"), "")
         self._lost = {"trace": 0, "kmsg": 0}  # of those that were closed
-        self._stopped: str | None = None  # why the trace says less than it could
         self._garbage: dict[str, str] = {}
         self._epoll: select.epoll | None = None
         CHANNELS.start(self)
@@ -97,7 +96,7 @@ class Channels:
             source.close()
             self._down["trace"] = reason
             return
-        self._trace, self._stopped = source, None
+        self._trace = source
         self._up("trace", *source.filenos())
 
     def _open_mounts(self) -> None:
@@ -232,23 +231,15 @@ class Channels:
         return self._trace is not None
 
     def check(self) -> list[Loss]:
-        """Look whether the trace still records, and for losses that no record tells of."""
+        """See that the trace still records, and look for losses that no record tells of."""
         if self._trace is None:
             return []
         try:
-            lost = self._trace.lost_unseen()
-            with open(f"{self._trace.path}/tracing_on", "rb") as file:
-                on = file.read().strip() == b"1"
+            lost, off = self._trace.lost_unseen(), self._trace.keep()
         except (FanwiseError, OSError) as error:
             self._fail("trace", error)
             return [Loss(None, None)]
-        losses = [] if lost is None else [Loss(None, lost.records)]
-        if not on and self._stopped is None:
-            self._stopped = "somebody switched it off (tracing_on of its instance); restart"
-            losses.append(Loss(None, None))
-        elif on:
-            self._stopped = None
-        return losses
+        return [Loss(None, each.records) for each in (lost, off) if each is not None]
 
     def garbage(self, path: str, why: str) -> None:
         """A counter's file made no sense; said until it is `understood`."""
@@ -273,10 +264,7 @@ class Channels:
             elif name == "fserror" and self._fserror is not None:
                 found[name] = self._fserror.status()
             elif name == "trace" and self._trace is not None:
-                state = self._trace.status()
-                if self._stopped is not None:
-                    state = msgspec.structs.replace(state, state="down", reason=self._stopped)
-                found[name] = self._with_lost(state)
+                found[name] = self._with_lost(self._trace.status())
             elif name == "kmsg" and self._kmsg is not None:
                 found[name] = self._with_lost(self._kmsg.status())
         return found

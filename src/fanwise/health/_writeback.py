@@ -1,7 +1,7 @@
 """Write-back errors of a program's own files, without calling fsync.
 
-REFS      a WritebackErrors owns a private trace instance, the group of `Below`, and the helpers of
-          Locate. LOCKING  none: one owner.
+REFS      a WritebackErrors owns a private trace instance, the group of `Below`, the helpers of
+          Locate, and a timer. LOCKING  none: one owner.
 LIFETIME  see WRITEBACK. Leaving the with block, or `close`, takes the trace instance away; one that
           was killed leaves it to the next start of any (see fanwise.sources.trace).
 
@@ -23,6 +23,7 @@ import msgspec
 from fanwise._errors import ClosedError, FeatureMissing, NotWatchable, PermissionNeeded
 from fanwise.health._below import Below
 from fanwise.health._locate import Above, Answer, Locate, Question
+from fanwise.kernel.timer import timer
 from fanwise.lifetime import Lifetime
 from fanwise.sources.errortrace import ErrorTrace, TracedError, TracedLoss
 from fanwise.sources.trace import TraceEvent, TraceSource
@@ -37,6 +38,7 @@ _SYNCFS = TraceEvent("syscalls/sys_exit_syncfs", ("common_pid", "ret"), filter="
 _JOIN = 2.0  # seconds between a failed request and the page that it was for
 _MOST_TOLD = 64  # of one file
 _MOST_FILES = 10_000
+_LOOK = 1.0  # seconds between two looks whether the trace is as it was made
 
 
 class Told(msgspec.Struct, frozen=True, gc=False):
@@ -93,6 +95,7 @@ class WritebackErrors:
         self._below: Below
         self._locate = Locate(seconds=2.0)
         self._poll: select.epoll
+        self._timer = -1
         self._pending: dict[str, list[tuple[TracedError, int]]] = {}  # by inode, as text
         self._devices: set[tuple[int, int]] = set()
         self._io: TracedError | None = None
@@ -138,6 +141,9 @@ class WritebackErrors:
             self._poll.register(fd, select.EPOLLIN)
         for fd in self._syncfs.filenos() if self._syncfs else ():
             self._poll.register(fd, select.EPOLLIN)
+        # Nothing wakes who listens to an instance that somebody switched off.
+        self._timer = timer(_LOOK)
+        self._poll.register(self._timer, select.EPOLLIN)
         WRITEBACK.advance(self, "open")
 
     def fileno(self) -> int:
@@ -145,9 +151,15 @@ class WritebackErrors:
         return self._poll.fileno()
 
     def read(self) -> list[WritebackError]:
-        """Return what is there now, without waiting. Raises ClosedError."""
+        """Return what is there now, without waiting.
+
+        Once a second it is looked whether somebody switched the trace instance off: it is switched
+        on again, and an error of scope "lost" tells that there may have been some. Raises
+        ClosedError; FeatureMissing when it can listen no more, and it is closed then.
+        """
         if self.state != "OPEN":
             raise ClosedError("not open")
+        self._keep()
         updates: list[int] = []
         for one in self._trace.errors():
             if isinstance(one, TracedLoss):
@@ -211,6 +223,7 @@ class WritebackErrors:
         if self.state == "OPEN":
             self._poll.close()
             self._below.close()
+            os.close(self._timer)
             self._trace.close()
             if self._syncfs is not None:
                 self._syncfs.close()
@@ -251,6 +264,20 @@ class WritebackErrors:
             else:
                 await anyio.wait_readable(self._poll.fileno())
         return self._ready.pop(0)
+
+    def _keep(self) -> None:
+        try:
+            os.read(self._timer, 8)
+        except BlockingIOError:
+            return
+        try:
+            for trace in (self._trace, self._syncfs):
+                if trace is not None and trace.keep() is not None and trace is self._trace:
+                    self._below.lost(None)
+        except OSError as error:
+            self.close()
+            reason = f"its trace instance is gone, or cannot be read: {error.strerror or error}"
+            raise FeatureMissing(self.path, reason, "listen again") from error
 
     def _failed(self, record: TracedError) -> None:
         below, mount = self._below, self._below.target.mount

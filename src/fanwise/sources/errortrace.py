@@ -214,8 +214,7 @@ class ErrorTrace(TraceSource):
             except OSError:
                 if not option.startswith("no"):  # what is not there is not on
                     raise
-        path = f"{self.path}/trace_pipe"
-        self._fds = [os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)]
+        self._fds = [self._open("trace_pipe", os.O_RDONLY | os.O_NONBLOCK)]
 
     def fileno(self) -> int:
         """Readable when there is a record; -1 when it is not up."""
@@ -250,17 +249,16 @@ class ErrorTrace(TraceSource):
 
     def status(self) -> SourceState:
         """Up, degraded with what is missing, or down with the reason and the remedy."""
-        reasons = [text for text in (self.reason, self.remedy) if text]
+        reasons = [text for text in (self.reason, self.remedy, self.disturbed) if text]
+        uncounted = self.disturbances > 0
         if self.garbage:
             reasons.append(f"{self.garbage} lines made no sense, the last: {self.last_garbage}")
         if not self.up:
-            return SourceState("trace", "down", "; ".join(reasons) or "not open", self.lost)
-        state = SourceState("trace", "up", None, self.lost)
-        return (
-            state
-            if not reasons
-            else SourceState("trace", "degraded", "; ".join(reasons), self.lost)
-        )
+            why = "; ".join(reasons) or "not open"
+            return SourceState("trace", "down", why, self.lost, uncounted)
+        if not reasons:
+            return SourceState("trace", "up", None, self.lost, uncounted)
+        return SourceState("trace", "degraded", "; ".join(reasons), self.lost, uncounted)
 
     def _lines(self) -> list[str]:
         data = self._rest

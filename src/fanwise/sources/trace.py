@@ -5,12 +5,17 @@ current_tracer. tracefs is used where it is mounted; it is never mounted here.
 
 REFS      the source owns the instance's directory, one raw pipe a CPU, and ``free_buffer``, whose
           last close empties the buffers and stops tracing (disable_on_free): the kernel does that
-          for a process that is killed.
+          for a process that is killed. There is one tracefs, whatever it is mounted on, and the
+          mount that was used may go (umount --lazy): so the directory is held open, and everything
+          is reached from it.
 LOCKING   none: one owner.
 LIFETIME  see TRACE. close() disables, closes the pipes (rmdir is EBUSY before) and removes the
           instance. Its name says which process made it (pid, start time, pid namespace): a later
-          source removes those whose process is gone, and never one of a live process. A forked
-          child closes its copies at once and removes nothing.
+          source removes those whose process is gone, and never one of a live process; in one that
+          is not its own it opens nothing (see remove_dead). A forked child closes its copies at
+          once and removes nothing. Root can switch an instance off, or disable its events; nothing
+          tells of that, so `keep` looks, and puts it right. Nobody can remove it while its pipes
+          are open.
 
 Order: a record is complete before the task goes on, so whatever a task did before it caused
 something else stands in some buffer then. take() notes the time, reads every CPU, and gives what
@@ -50,11 +55,13 @@ STACK = "ftrace/kernel_stack"
 """The name of a record that holds the stack of the one before it on its CPU: ((address, ...),)."""
 
 _NAME = re.compile(r"fanwise-(?P<pid>\d+)-(?P<start>\d+)-(?P<space>\d+)-\d+")
+# An instance is gone; or it is just going, and what was found by name opens no more.
+_GONE = (errno.ENOENT, errno.ENODEV)
 _SMALLEST_KB = 64
 _MOST_PAGES = 1 << 14  # of one CPU in one take(): a storm must not hold the caller for ever
 
 _live: "weakref.WeakSet[TraceSource]" = weakref.WeakSet()
-_left: set[str] = set()  # instances of ours that somebody kept open when they were to be removed
+_left: set[str] = set()  # names of those of ours that somebody held when they were to be removed
 _numbers = itertools.count()
 
 
@@ -116,6 +123,8 @@ class TraceSource:
         self.path: str | None = None
         self.complete_to = 0  # ns since boot: all before was given by take(), or told as lost
         self.lost = 0  # records known lost; those that nobody counted count as one
+        self.disturbed: str | None = None  # what somebody did to it, as the last `keep` found
+        self.disturbances = 0
         self.records = 0
         self.clock_offset = 0  # ns to add to a time for wall time, measured at open()
         self._tracefs, self._wake = tracefs, wake_percent
@@ -123,7 +132,8 @@ class TraceSource:
         self._header = PageHeader(8, 8, 16, 4080)
         self._fds: list[int] = []
         self._cpus: list[int] = []
-        self._free = -1
+        self._free = self._dir = self._above = -1
+        self._size = ""
         self._held: list[TraceRecord] = []
         self._known: dict[str, int] = {}  # losses that the counters told, so far
         TRACE.start(self)
@@ -137,8 +147,14 @@ class TraceSource:
             TRACE.advance(self, "fail")
             return
         try:
-            remove_dead(found)
-            self._make(found)
+            try:
+                self._make(found)
+            except FileNotFoundError:
+                # Somebody else's mount, and just unmounted: is there another one?
+                found, gone = self._find() or found, found
+                if self._tracefs is not None or found == gone:
+                    raise
+                self._make(found)
         except OSError as error:
             self._fail(error, found)
             return
@@ -187,30 +203,37 @@ class TraceSource:
         TRACE.advance(self, "fail")
 
     def _make(self, found: str) -> None:
-        name = f"fanwise-{_identity(os.getpid())}-{next(_numbers)}"
-        path = f"{found}/instances/{name}"
-        os.mkdir(path, 0o700)
-        self.path = path
-        _live.add(self)
+        remove_dead(found)
         with open(f"{found}/events/header_page") as file:
             self._header = parse_header_page(file.read())
+        above = _directory(f"{found}/instances")
+        try:
+            name = _new_instance(above)
+        except OSError:
+            os.close(above)
+            raise
+        self._above = above
+        self.path = f"{found}/instances/{name}"
+        _live.add(self)
+        self._dir = _directory(name, above)
         self._write("trace_clock", "boot")
         self._write("options/disable_on_free", "1")
-        self._free = os.open(f"{path}/free_buffer", os.O_RDONLY | os.O_CLOEXEC)
+        self._free = self._open("free_buffer", os.O_RDONLY)
         # Names of tasks by pid are kept with a probe on each switch of tasks; nobody reads them
         # here. Where the instance does not take it, it costs a little and changes nothing.
         with contextlib.suppress(OSError):
             self._write("trace_options", "norecord-cmd")
         self._write("buffer_size_kb", str(self.kb))
+        self._size = self._read("buffer_size_kb")
         self._write("buffer_percent", str(self._wake))
-        cpus = [n for n in os.listdir(f"{path}/per_cpu") if n.startswith("cpu")]
+        listed = self._open("per_cpu", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            cpus = [n for n in os.listdir(listed) if n.startswith("cpu")]
+        finally:
+            os.close(listed)
         for cpu in sorted(int(n[3:]) for n in cpus):
-            self._fds.append(
-                os.open(
-                    f"{path}/per_cpu/cpu{cpu}/trace_pipe_raw",
-                    os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC,
-                )
-            )
+            pipe = self._open(f"per_cpu/cpu{cpu}/trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK)
+            self._fds.append(pipe)
             self._cpus.append(cpu)
         self.clock_offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         if any(event.stacks for event in self.events):
@@ -229,20 +252,25 @@ class TraceSource:
 
     def _enable(self, event: TraceEvent) -> None:
         base = f"events/{event.name}"
-        with open(f"{self.path}/{base}/format") as file:
-            form = parse_format(file.read())
+        form = parse_format(self._read(f"{base}/format"))
         self._readers[form.id] = event.name, form.reader(event.fields)
         if event.filter is not None:
             self._write(f"{base}/filter", event.filter)
         if event.stacks:
-            self._write(f"{base}/trigger", f"stacktrace:{event.stacks}")
+            with contextlib.suppress(FileExistsError):  # it stays when an event is disabled
+                self._write(f"{base}/trigger", f"stacktrace:{event.stacks}")
         self._write(f"{base}/enable", "1")
 
+    # Only ever below our own instance.
+    def _open(self, name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_CLOEXEC, dir_fd=self._dir)
+
     def _write(self, name: str, text: str) -> None:
-        # Only ever below our own instance.
-        assert self.path is not None
-        with open(f"{self.path}/{name}", "w") as file:
-            file.write(text)
+        _write(name, text, self._dir)
+
+    def _read(self, name: str) -> str:
+        with open(self._open(name, os.O_RDONLY)) as file:
+            return file.read()
 
     def close(self) -> None:
         """Disable, close and remove the instance; idempotent."""
@@ -256,13 +284,18 @@ class TraceSource:
         _live.discard(self)
         try:
             if path is not None:
-                _disable(path)
-        except FileNotFoundError:
-            path = None  # somebody else removed it
+                try:
+                    for name in ("tracing_on", "events/enable"):
+                        self._write(name, "0")
+                except OSError as error:
+                    if error.errno not in _GONE:
+                        raise
+                finally:
+                    self._close_fds()
+                _remove(os.path.basename(path), self._above)
         finally:
             self._close_fds()
-        if path is not None:
-            _remove(path)
+            self._let_go()
 
     def _close_fds(self) -> None:
         for fd in (*self._fds, self._free):
@@ -270,9 +303,16 @@ class TraceSource:
                 os.close(fd)
         self._fds, self._free = [], -1
 
+    def _let_go(self) -> None:
+        for fd in (self._dir, self._above):
+            if fd >= 0:
+                os.close(fd)
+        self._dir = self._above = -1
+
     def _forget(self) -> None:
         # In a forked child: the instance is the parent's.
         self._close_fds()
+        self._let_go()
         self.path = None
         self.state = "CLOSED"
 
@@ -353,21 +393,56 @@ class TraceSource:
         """
         total = {"overrun": 0, "dropped": 0, "commit_overrun": 0, "entries": 0}
         for cpu in self._cpus if self.up else ():
-            with open(f"{self.path}/per_cpu/cpu{cpu}/stats") as file:
-                for line in file:
-                    key, _, value = line.partition(":")
-                    name = {"dropped events": "dropped", "commit overrun": "commit_overrun"}.get(
-                        key, key
-                    )
-                    if name in total:
-                        total[name] += int(value)
+            for line in self._read(f"per_cpu/cpu{cpu}/stats").splitlines():
+                key, _, value = line.partition(":")
+                name = {"dropped events": "dropped", "commit overrun": "commit_overrun"}.get(
+                    key, key
+                )
+                if name in total:
+                    total[name] += int(value)
         return total
 
     @property
     def recording(self) -> bool:
         """Whether nobody has switched the instance off. Raises OSError when that cannot be seen."""
-        with open(f"{self.path}/tracing_on", "rb") as file:
-            return file.read().strip() == b"1"
+        return self._read("tracing_on").strip() == "1"
+
+    def keep(self) -> TraceLoss | None:
+        """Look whether somebody switched it off, and switch it on again; for now and then.
+
+        Gives the time in which records may be lost, None when all is as it was made; `disturbed`
+        says what was found. Whether events are still enabled, and the size of the buffers, which
+        reading ``free_buffer`` takes away, are looked at as well. Costs a file an event, some
+        0.1 ms in all. Raises OSError when it cannot be seen or put right.
+        """
+        if not self.up:
+            return None
+        found = [] if self.recording else ["switched it off (tracing_on)"]
+        off = []
+        for event in self.events:
+            enable = f"events/{event.name}/enable"
+            if event.name not in self.missing and not self._read(enable).startswith("1"):
+                off.append(event)
+        if off:
+            found.append(f"disabled {', '.join(event.name for event in off)}")
+        size = self._read("buffer_size_kb")
+        if size != self._size:
+            found.append(f"changed the size of its buffers to {size.strip()} KiB")
+        self.disturbed = None
+        if not found:
+            return None
+        if size != self._size:
+            self._write("buffer_size_kb", str(self.kb))
+            self._size = self._read("buffer_size_kb")
+        for event in off:
+            try:
+                self._enable(event)
+            except FanwiseError as error:  # it was understood before
+                raise OSError(errno.EIO, str(error), event.name) from error
+        self._write("tracing_on", "1")
+        self.disturbances += 1
+        self.disturbed = f"somebody {', '.join(found)}; this was put right"
+        return TraceLoss(self.complete_to, time.clock_gettime_ns(time.CLOCK_BOOTTIME), None)
 
     def lost_unseen(self) -> TraceLoss | None:
         """Look at the counters for losses that no page tells of; None when there are none new."""
@@ -404,6 +479,16 @@ TRACE: Lifetime[TraceSource] = Lifetime(
 )
 
 
+def _new_instance(above: int) -> str:
+    while True:
+        name = f"fanwise-{_identity(os.getpid())}-{next(_numbers)}"
+        try:
+            os.mkdir(name, 0o700, dir_fd=above)
+        except FileExistsError:
+            continue  # of this process, before it executed another program
+        return name
+
+
 def _time(record: TraceRecord) -> int:
     return record.time
 
@@ -414,45 +499,55 @@ def remove_dead(tracefs: str) -> list[str]:
     One in another pid namespace is left alone: whether it lives cannot be seen from here.
     """
     removed = []
-    for path in list(_left):
-        _remove(path)
-    for name in os.listdir(f"{tracefs}/instances"):
-        match = _NAME.fullmatch(name)
-        if match is None:
-            continue
-        of = f"{match['pid']}-{match['start']}-{match['space']}"
-        if int(match["space"]) != _space() or _identity(int(match["pid"])) == of:
-            continue
-        path = f"{tracefs}/instances/{name}"
-        try:
-            _disable(path)
-            os.rmdir(path)
-        except FileNotFoundError:
-            continue  # another one was faster
-        except OSError as error:
-            if error.errno != errno.EBUSY:  # somebody looks at it: the next one removes it
-                raise
-            continue
-        removed.append(name)
+    names = os.listdir(f"{tracefs}/instances")
+    above = _directory(f"{tracefs}/instances")
+    try:
+        for name in list(_left):
+            _remove(name, above)
+        for name in names:
+            match = _NAME.fullmatch(name)
+            if match is None:
+                continue
+            of = f"{match['pid']}-{match['start']}-{match['space']}"
+            if int(match["space"]) != _space() or _identity(int(match["pid"])) == of:
+                continue
+            # Not switched off before: the kernel did that (disable_on_free). And whoever opens a
+            # file of an instance that another one removes meanwhile may get the file of that which
+            # is made next: the open waits for the lock, and then only the address is compared
+            # (trace_array_get). Who looks at it keeps it: the next one removes it.
+            if _rmdir(name, above) == 0:
+                removed.append(name)
+    finally:
+        os.close(above)
     return removed
 
 
-def _remove(path: str) -> None:
+# 0; ENOENT or ENODEV when another one was faster; or EBUSY.
+def _rmdir(name: str, above: int) -> int:
     try:
-        os.rmdir(path)
-        _left.discard(path)
-    except FileNotFoundError:
-        _left.discard(path)
+        os.rmdir(name, dir_fd=above)
     except OSError as error:
-        if error.errno != errno.EBUSY:
+        if error.errno not in (*_GONE, errno.EBUSY):
             raise
-        _left.add(path)  # somebody looks at it: stopped and empty it stays until he has done
+        return error.errno
+    return 0
 
 
-def _disable(path: str) -> None:
-    for name, text in (("tracing_on", "0"), ("events/enable", "0")):
-        with open(f"{path}/{name}", "w") as file:
-            file.write(text)
+def _remove(name: str, above: int) -> None:
+    if _rmdir(name, above) == errno.EBUSY:
+        _left.add(name)  # somebody looks at it: stopped and empty it stays until he has done
+    else:
+        _left.discard(name)
+
+
+def _write(name: str, text: str, below: int) -> None:
+    flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC
+    with open(os.open(name, flags, dir_fd=below), "w") as file:
+        file.write(text)
+
+
+def _directory(name: str, below: int | None = None) -> int:
+    return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=below)
 
 
 def _space() -> int:

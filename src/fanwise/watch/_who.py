@@ -18,7 +18,6 @@ LIFETIME  a holder stays until all that was raised before it ended, and some sec
 """
 
 import contextlib
-import ctypes
 import os
 import time
 from bisect import bisect_left
@@ -29,7 +28,7 @@ from typing import Any
 import msgspec
 
 from fanwise._errors import FanwiseError
-from fanwise.kernel.libc import last_error, libc
+from fanwise.kernel.timer import timer
 from fanwise.sources.trace import TraceEvent, TraceLoss, TraceRecord, TraceSource
 
 from ._process import (
@@ -182,7 +181,7 @@ class Who:
                 self.reason = self.trace.reason
                 self.trace.close()
         self._offset = _offset()
-        self.timer = _timer(TICK)
+        self.timer = timer(TICK)
         if self._tracing:
             self._snapshot()
 
@@ -544,20 +543,3 @@ class Who:
 def _offset() -> int:
     # From wall time to the time since boot.
     return now() - time.time_ns()
-
-
-# os.timerfd_create came with Python 3.13.
-class _Timerspec(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_long) for name in ("every_s", "every_ns", "first_s", "first_ns")]
-
-
-def _timer(seconds: float) -> int:
-    fd: int = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_CLOEXEC | os.O_NONBLOCK)
-    if fd < 0:
-        raise last_error()
-    whole, part = int(seconds), int(seconds % 1 * 1e9)
-    if libc.timerfd_settime(fd, 0, ctypes.byref(_Timerspec(whole, part, whole, part)), None) < 0:
-        error = last_error()
-        os.close(fd)
-        raise error
-    return fd
