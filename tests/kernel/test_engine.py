@@ -121,6 +121,23 @@ def test_a_queue_that_somebody_else_filled(tmp_path):
             os.close(other)
 
 
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_broken_before_its_mount_was_noticed(tmp_path, kind):
+    """What no counter counts, of a filesystem that was not there at the last look."""
+    with (
+        volume(kind, tmp_path, faulty=True, prepare=tree) as it,
+        listening(tmp_path, it.point) as at,
+    ):
+        it.unmount()
+        at.until(lambda at: not at.engine.filesystems.known)
+        it.mount()
+        it.faults.fail("write", errno.EIO, *it.extent(it.point / "d/f"))
+        assert code_of(lambda: fsync(it.point / "d/f", b"y" * 4096)) == "EIO"
+        at.until(lambda at: any("trace" in one.channels for one in at.open()))
+        (it_was,) = [one for one in at.open() if one.operation == "data write-back"]
+        assert (it_was.fs.mounts, it_was.fs.fstype) == ((str(it.point),), kind)
+
+
 def test_unmounted_with_a_report_pending(tmp_path):
     with volume("ext4", tmp_path) as it, listening(tmp_path, it.point) as at:
         it.trigger()

@@ -415,8 +415,10 @@ class Engine:
         # The log tells of the same, as long as it is not rate-limited.
         if seen.what == "writeback" and (seen.channel == "trace" or not self.channels.traced):
             self._export.wrote(seen)
-        known = self.filesystems.known.get(seen.dev)
-        above = [known] if known is not None else self.filesystems.below(seen.dev)
+        above = self._above(seen.dev)
+        if not above:
+            self._mounts(look=False)  # it may have been mounted after the last look
+            above = self._above(seen.dev)
         if not above:
             if self.filesystems.points is not None:
                 return
@@ -429,6 +431,10 @@ class Engine:
             above[0].waiting.append(seen)
             return
         self._keep(self.correlator.feed(seen))
+
+    def _above(self, dev: Dev) -> list[Known]:
+        known = self.filesystems.known.get(dev)
+        return [known] if known is not None else self.filesystems.below(dev)
 
     # A device that nothing is mounted from, or a filesystem that is not on a device.
     def _introduce(self, dev: Dev) -> None:
