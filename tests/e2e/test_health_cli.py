@@ -301,15 +301,18 @@ def metric(file, name):
 
 
 def test_killed_at_any_time_the_sum_is_the_superblocks(tmp_path, follow, look):
+    total = 0
     with broken(tmp_path, "f", "g") as it:
         for n in range(4):
             running = follow(it.point)
             stop = threading.Event()
 
             def storm(stop=stop):
+                nonlocal total
                 while not stop.is_set():
                     met(it, "f")
                     met(it, "g")
+                    total += 2
 
             thread = threading.Thread(target=storm)
             thread.start()
@@ -323,8 +326,8 @@ def test_killed_at_any_time_the_sum_is_the_superblocks(tmp_path, follow, look):
                 thread.join()
             running.close()
         last = follow(it.point)
-        total = int(it.sysfs("errors_count"))
         settled(last, total)
+        counted(it, total)
         last.stop()
         assert sum(i["total"] for i in look(it.point)[2]) == total
 

@@ -138,6 +138,34 @@ def test_broken_before_its_mount_was_noticed(tmp_path, kind):
         assert (it_was.fs.mounts, it_was.fs.fstype) == ((str(it.point),), kind)
 
 
+def test_whose_data_could_not_be_read(tmp_path):
+    """The device alone tells of it; xfs knows whose the bytes are, when it was made so."""
+    with (
+        volume("xfs", tmp_path, faulty=True, prepare=tree, mkfs=("-m", "rmapbt=1")) as it,
+        listening(tmp_path, it.point) as at,
+    ):
+        it.faults.fail("read", errno.EIO, *it.extent(it.point / "d/g"))
+        assert code_of(lambda: read(it.point / "d/g")) == "EIO"
+        at.until(lambda at: any(one.object.path for one in at.open()))
+        (one,) = at.open()
+        assert (one.scope, one.operation, one.errno) == ("device", "block read", "EIO")
+        assert one.object.path == str(it.point / "d/g")
+
+
+def test_whose_data_could_not_be_read_is_not_known(tmp_path):
+    locator = Paths()
+    with (
+        volume("xfs", tmp_path, faulty=True, prepare=tree, mkfs=("-m", "rmapbt=0")) as it,
+        listening(tmp_path, it.point, locator=locator) as at,
+    ):
+        it.faults.fail("read", errno.EIO, *it.extent(it.point / "d/g"))
+        assert code_of(lambda: read(it.point / "d/g")) == "EIO"
+        at.until(lambda at: locator.reasons)
+        (one,) = at.open()
+        assert "rmapbt" in locator.reasons[one.id]
+        assert one.object.path is None
+
+
 def test_unmounted_with_a_report_pending(tmp_path):
     with volume("ext4", tmp_path) as it, listening(tmp_path, it.point) as at:
         it.trigger()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import select
+import struct
 import subprocess
 import time
 from contextlib import contextmanager
@@ -16,8 +17,8 @@ from fanwise.health._locate import Locate, Paths, Question
 from fanwise.health._selection import Selection
 from fanwise.health._target import _stuck, targets
 from fanwise.kernel.handles import name_to_handle
-from tests.kernel.conftest import mounted, run
-from tests.kernel.faults import volume
+from tests.kernel.conftest import loop_device, mounted, run, unmount
+from tests.kernel.faults import Volume, volume
 
 
 def answer(locate, tag, most=30):
@@ -198,6 +199,57 @@ def hanging(tmp_path):
             yield it, ino
         finally:
             it.faults.clear()
+
+
+def test_whose_bytes_of_the_device_are(tmp_path):
+    with volume("xfs", tmp_path, prepare=fill, mkfs=("-m", "rmapbt=1")) as it:
+        first, last = it.extent(it.point / "a/b/file")
+        found = ask(it, 0, ("search",), start=last - 512)
+        assert found.paths  # one of its names
+        assert set(found.paths) <= paths(it, "a/b/file", "a/hard")
+        found = ask(it, 0, ("search",), start=0)
+        assert (found.paths, "no file has the bytes" in found.reason) == ((), True)
+        # Of a request over several files it is not known which one it was for.
+        (it.point / "other").write_text("z" * 5000)
+        os.sync()
+        start, end = it.extent(it.point / "other")
+        both = min(first, start), max(last, end)
+        found = ask(it, 0, ("search",), start=both[0], length=both[1] - both[0])
+        assert (found.paths, "of several files" in found.reason) == ((), True)
+    with volume("ext4", tmp_path / "2", prepare=fill) as it:
+        assert "ext4 tells no owner" in ask(it, 0, ("search",), start=4096).reason
+
+
+def test_whose_bytes_of_the_whole_disk_are(tmp_path, cannot_run):
+    """A failed request names the disk, also where the filesystem is on a partition of it."""
+    image = tmp_path / "disk.img"
+    with open(image, "wb") as file:
+        file.truncate(400 << 20)
+        entry = struct.pack("<B3sB3sII", 0, b"", 0x83, b"", 4096, (390 << 20) // 512)
+        file.seek(446)
+        file.write(entry + bytes(48) + b"\x55\xaa")
+    with loop_device(image) as disk:
+        run("partx", "--add", disk)
+        part, point = f"{disk}p1", tmp_path / "mnt"
+        try:
+            if not os.path.exists(part):
+                cannot_run("a partition has no device node here")
+            run("mkfs.xfs", "-q", "-f", "-m", "rmapbt=1", part)
+            point.mkdir()
+            run("mount", part, str(point))
+            try:
+                fill(point)
+                it = Volume("xfs", image, part, point, "")
+                subprocess.run(["sync", "-f", str(point)], check=True)
+                inside, _ = it.extent(point / "a/b/file")
+                found = ask(it, 0, ("search",), start=4096 * 512 + inside)
+                assert found.paths
+                assert set(found.paths) <= paths(it, "a/b/file", "a/hard")
+                assert ask(it, 0, ("search",), start=inside).paths == ()
+            finally:
+                unmount(point)
+        finally:
+            run("partx", "--delete", disk)
 
 
 def test_a_helper_that_hangs_is_told_and_nothing_waits(tmp_path):

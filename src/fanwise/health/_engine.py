@@ -566,7 +566,8 @@ class Engine:
             for record in records:
                 self._actions.offer(record)
         for incident in told:
-            unnamed = incident.object.ino is not None and not incident.object.paths
+            known = incident.object.ino is not None or incident.object.start is not None
+            unnamed = known and not incident.object.paths
             if self._locator is not None and unnamed and incident.status == "open":
                 self._locator.locate(incident)
 

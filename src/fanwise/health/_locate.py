@@ -59,7 +59,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     ``device`` is MAJOR:MINOR of the superblock, ``point`` a mount point of it. ``gen`` is the
     inode's generation and ``key`` its file handle's key, None where not known. ``ways`` are tried
-    in this order. With ``path`` it is only asked what lies above that.
+    in this order. With ``path`` it is only asked what lies above that. With ``start`` and
+    ``length``, bytes of the device, it is asked whose they are, and ``ino`` says nothing.
     """
 
     tag: str
@@ -71,6 +72,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     key: bytes | None = None
     ways: Sequence[Way] = _WAYS
     path: bytes | None = None
+    start: int | None = None
+    length: int = 512
 
 
 Above = tuple[tuple[int, int] | None, ...]
@@ -184,7 +187,7 @@ class Locate:
 
     def submit(self, question: Question) -> None:
         """Ask; the answer comes with `results`, at once where the model or nobody can tell."""
-        if self._model is not None and question.path is None:
+        if self._model is not None and question.path is None and question.start is None:
             path = self._model(question.device, question.ino, question.key)
             if path is not None:
                 self._answers.append(
@@ -277,6 +280,8 @@ class Locate:
                 "gen": question.gen,
                 "key": question.key.hex() if question.key else None,
                 "path": question.path.hex() if question.path else None,
+                "start": question.start,
+                "length": question.length,
                 "ways": list(question.ways),
                 "seconds": self._seconds,
                 "entries": self._entries,
@@ -339,6 +344,10 @@ class _Object(Protocol):
     def ino(self) -> int | None: ...
     @property
     def gen(self) -> int | None: ...
+    @property
+    def start(self) -> int | None: ...
+    @property
+    def length(self) -> int | None: ...
 
 
 class Incident(Protocol):
@@ -352,6 +361,10 @@ class Incident(Protocol):
     def object(self) -> _Object: ...
     @property
     def state(self) -> str: ...
+    @property
+    def scope(self) -> str: ...
+    @property
+    def operation(self) -> str | None: ...
 
 
 class Found(NamedTuple):
@@ -372,8 +385,14 @@ class Paths:
         self.reasons: dict[str, str] = {}  # incident -> why it has no path
 
     def locate(self, incident: Incident) -> None:
-        """Begin to look for the path of its inode, once."""
+        """Begin to look for the path of its inode, or of whose data was not read, once."""
         ino, fs = incident.object.ino, incident.fs
+        start, length = None, 512
+        if ino is None and (incident.scope, incident.operation) == ("device", "block read"):
+            ino, start = 0, incident.object.start
+            length = incident.object.length or length
+            if start is None or fs.fstype != "xfs":  # of these nobody else tells
+                return
         if ino is None or not fs.mounts or fs.fstype is None or incident.id in self._tried:
             return
         if incident.state in ("shutdown", "hung"):  # whoever asks it gets an error, or nothing
@@ -386,6 +405,8 @@ class Paths:
                 fstype=fs.fstype,
                 point=_point(fs),
                 ino=ino,
+                start=start,
+                length=length,
                 gen=incident.object.gen or None,  # 0: ext4 could not read the inode
                 # Opening a broken inode, by whatever way, raises the error once more: only names.
                 ways=_WAYS if fs.fstype == "btrfs" else ("search",),

@@ -9,11 +9,15 @@ of JSON. Ways, the cheapest first; none but the last reads more than a few block
 - a search of directories by inode number, bounded, on the idle class of the disk's scheduler. It
   reads names and looks at no inode, because a broken one may not be readable.
 
+Where only bytes of the device are known, the filesystem is asked whose they are first (GETFSMAP):
+xfs knows when it was made with rmapbt. ext4 and btrfs tell no owner of data.
+
 With paths it tells what they lie below, as numbers: names may change, and a directory has others by
 other mounts. So it does when it is asked for that alone, of a path.
 
 Imports the standard library only: it must start fast, and whatever the host's path is.
-Linux reference: open_by_handle_at(2), ioctl_xfs_bulkstat(2), ioprio_set(2), btrfs-ioctl(2);
+Linux reference: open_by_handle_at(2), ioctl_xfs_bulkstat(2), ioprio_set(2), btrfs-ioctl(2),
+ioctl_getfsmap(2);
 fs/btrfs/ioctl.c, include/uapi/linux/btrfs.h.
 """
 
@@ -34,6 +38,9 @@ _XFS_BULKSTAT = (2 << 30) | (64 << 16) | (ord("X") << 8) | 127
 _BTRFS_TREE_SEARCH = (3 << 30) | (4096 << 16) | (0x94 << 8) | 17
 _BTRFS_INO_LOOKUP = (3 << 30) | (4096 << 16) | (0x94 << 8) | 18
 _BTRFS_INO_PATHS = (3 << 30) | (56 << 16) | (0x94 << 8) | 35
+_GETFSMAP = (3 << 30) | (192 << 16) | (ord("X") << 8) | 59
+_FSMAP = "=II4Q24x"  # device, flags, physical, owner, offset, length
+_SPECIAL = 0x10  # FMR_OF_SPECIAL_OWNER: not an inode
 _TOP, _ROOT_TREE, _ROOT_BACKREF, _SUBVOLUME = 5, 1, 144, 256
 _MOST_SUBVOLUMES = 10_000
 _MOST_NAMES = 64
@@ -63,6 +70,12 @@ def ask(question: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         answer["reason"] = f"the mount point cannot be opened: {error.strerror}"
         return answer
+    if question.get("start") is not None:
+        try:
+            question = question | {"ino": _owner(fd, question)}
+        except (Nothing, OSError) as error:
+            answer["reason"] = f"owner: {error}"
+            return answer
     reasons = []
     ways = {"handle": _by_handle, "filesystem": _by_filesystem, "search": _by_search}
     for source in question["ways"]:
@@ -142,6 +155,41 @@ def _open(fd: int, key: bytes, ino: int, answer: dict[str, Any]) -> bytes:
         return path
     finally:
         os.close(found)
+
+
+# -- whose bytes of the device are --
+
+
+def _owner(fd: int, question: dict[str, Any]) -> int:
+    if question["fstype"] != "xfs":
+        raise Nothing(f"{question['fstype']} tells no owner of a block")
+    dev = os.fstat(fd).st_dev
+    here = f"/sys/dev/block/{os.major(dev)}:{os.minor(dev)}"
+    if os.path.isdir(f"{here}/slaves") and os.listdir(f"{here}/slaves"):
+        raise Nothing("its device stands on others, which place bytes elsewhere")
+    first = question["start"]
+    if os.path.exists(f"{here}/partition"):  # a failed request names the whole disk
+        with open(f"{here}/start", encoding="ascii") as file:
+            first -= int(file.read()) * 512
+    last = first + question["length"] - 1
+    number = os.minor(dev) & 0xFF | os.major(dev) << 8 | (os.minor(dev) & ~0xFF) << 12
+    most = (1 << 64) - 1
+    request = bytearray(64 + 128 + 64 * 64)
+    struct.pack_into("=4I", request, 0, 0, 0, 64, 0)
+    struct.pack_into(_FSMAP, request, 64, number, 0, first, 0, 0, 0)
+    struct.pack_into(_FSMAP, request, 128, number, 0xFFFFFFFF, last, most, most, 0)
+    fcntl.ioctl(fd, _GETFSMAP, request)
+    (count,) = struct.unpack_from("=I", request, 12)
+    owners = set()
+    for n in range(min(count, 64)):
+        _, flags, physical, owner, _, length = struct.unpack_from(_FSMAP, request, 192 + n * 64)
+        if not flags & _SPECIAL and physical <= last and physical + length > first:
+            owners.add(owner)
+    if len(owners) > 1:
+        raise Nothing(f"the bytes are of several files: inodes {sorted(owners)}")
+    if not owners:
+        raise Nothing("no file has the bytes, or the filesystem was made without rmapbt")
+    return int(owners.pop())
 
 
 # -- the filesystem's own call --
