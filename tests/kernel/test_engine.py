@@ -16,6 +16,7 @@ from fanwise.health._incident import Incident, Object
 from fanwise.health._keeping import Keeping
 from fanwise.health._locate import Paths
 from fanwise.health._places import Keeper
+from fanwise.health._probe_child import look as look_at
 from fanwise.kernel import fanotify as fan
 from tests.kernel.conftest import run
 from tests.kernel.faults import code_of, fsync, read, volume
@@ -164,6 +165,32 @@ def test_whose_data_could_not_be_read_is_not_known(tmp_path):
         (one,) = at.open()
         assert "rmapbt" in locator.reasons[one.id]
         assert one.object.path is None
+
+
+def test_what_tells_that_ext4_was_checked(tmp_path):
+    """Mounts are counted since the check, and each mount is a life of its own."""
+
+    def checked():
+        return look_at("ext4", str(it.point), "checked")["checked"]
+
+    with volume("ext4", tmp_path) as it:
+        first = checked()
+        assert abs(first["at"] - time.time()) < 60
+        assert first["life"] == os.stat(f"/sys/fs/ext4/{it.name}").st_ino
+        assert (first["writable"], checked()) == (True, first)
+        with it.unmounted():
+            pass
+        second = checked()
+        assert second["mounts"] == first["mounts"] + 1
+        assert second["life"] != first["life"]
+        it.unmount()
+        subprocess.run(["e2fsck", "-fy", it.device], capture_output=True)
+        it.mount("ro")
+        third = checked()
+        assert (third["mounts"], third["writable"]) == (0, False)
+        assert third["at"] >= first["at"]
+        run("mount", "-o", "remount,rw", str(it.point))
+        assert checked() == third | {"mounts": 1, "writable": True}
 
 
 def test_unmounted_with_a_report_pending(tmp_path):
