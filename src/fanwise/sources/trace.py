@@ -12,10 +12,10 @@ LOCKING   none: one owner.
 LIFETIME  see TRACE. close() disables, closes the pipes (rmdir is EBUSY before) and removes the
           instance. Its name says which process made it (pid, start time, pid namespace): a later
           source removes those whose process is gone, and never one of a live process; in one that
-          is not its own it opens nothing (see remove_dead). A forked child closes its copies at
-          once and removes nothing. Root can switch an instance off, or disable its events; nothing
-          tells of that, so `keep` looks, and puts it right. Nobody can remove it while its pipes
-          are open.
+          is not its own it opens nothing (see remove_dead, and ADR 0013). A forked child closes
+          its copies at once and removes nothing. Root can switch an instance off, or disable its
+          events; nothing tells of that, so `keep` looks, and puts it right. Nobody can remove it
+          while its pipes are open.
 
 Order: a record is complete before the task goes on, so whatever a task did before it caused
 something else stands in some buffer then. take() notes the time, reads every CPU, and gives what
