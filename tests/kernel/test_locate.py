@@ -5,6 +5,7 @@ import os
 import select
 import struct
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from fanwise import NoSuchRoot
+from fanwise.health._helpers import end, reap
 from fanwise.health._incident import Filesystem
 from fanwise.health._locate import Locate, Paths, Question
 from fanwise.health._selection import Selection
@@ -300,15 +302,29 @@ def test_closing_does_not_wait_for_one_that_hangs(tmp_path):
         locate.close()
         assert time.monotonic() - begin < 2
         it.faults.clear()
-        for _ in range(200):
-            done, _ = os.waitpid(pid, os.WNOHANG) if _alive(pid) else (pid, 0)
-            if done:
-                break
+        until = time.monotonic() + 20
+        while os.path.exists(f"/proc/{pid}"):  # reaped, when another one begins or ends
+            assert time.monotonic() < until
+            reap()
             time.sleep(0.02)
 
 
-def _alive(pid):
-    return os.path.exists(f"/proc/{pid}")
+def test_closing_waits_for_one_that_only_needs_the_processor(monkeypatch):
+    """A zombie that nobody reaps stays for as long as the host lives."""
+    helper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1)
+    times = iter([False, False, True])
+
+    def late(seconds):
+        if not next(times):
+            raise subprocess.TimeoutExpired("", seconds)
+        return wait(20)
+
+    wait = helper.wait
+    monkeypatch.setattr(helper, "wait", late)
+    end(helper)
+    assert helper.returncode == -9
+    assert not os.path.exists(f"/proc/{helper.pid}")
+    helper.stdin.close()
 
 
 def test_a_helper_that_is_killed_is_an_answer(tmp_path):

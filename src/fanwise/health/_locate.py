@@ -16,7 +16,7 @@ LOCKING   none: one owner.
 LIFETIME  see HELPER. A helper has a deadline. One that is late is killed; one that the kernel does
           not let die is left there and told as hanging: all questions about its filesystem are
           answered with that, and no other helper is started, until it is gone. `close` kills all,
-          and leaves what cannot die to init.
+          and leaves what cannot die (see _helpers).
 """
 
 import os
@@ -25,13 +25,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from fanwise.health._helpers import end
 from fanwise.kernel.mounts import mounts
 from fanwise.lifetime import Lifetime
 
@@ -247,10 +247,7 @@ class Locate:
             helper.process.kill()
             helper.out.close()
         for helper in self._helpers.values():
-            with suppress(subprocess.TimeoutExpired):
-                helper.process.wait(0.2)
-            if helper.process.returncode is None:
-                helper.process.returncode = 0  # init's to reap
+            end(helper.process)
             HELPER.advance(helper, "end")
         self._helpers = {}
         self._waiting = {}

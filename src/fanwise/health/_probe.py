@@ -5,22 +5,21 @@ LOCKING   none: one owner.
 LIFETIME  see PROBE. A helper that does not answer in time is a finding: the filesystem hangs. It
           is left where it is (a process in the kernel cannot be ended), no other is started
           meanwhile, and when it answers after all the filesystem hangs no more. `close` kills it;
-          if it cannot die now, it is init's when this process ends.
+          if it cannot die now, it is left (see _helpers).
 """
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from fanwise._errors import FanwiseError
+from fanwise.health._helpers import end, reap
 from fanwise.health._observe import Check
 from fanwise.lifetime import Lifetime
 
@@ -68,6 +67,7 @@ class Probe:
         """
         if self.state in ("ASKED", "HUNG"):
             return False
+        reap()
         try:
             self._helper = subprocess.Popen(
                 [*self._argv, "checked"] if checked else self._argv,
@@ -136,13 +136,9 @@ class Probe:
         PROBE.advance(self, "close")
         helper, self._helper = self._helper, None
         if helper is not None:
-            with suppress(ProcessLookupError):
-                os.kill(helper.pid, signal.SIGKILL)
             if helper.stdout is not None:
                 helper.stdout.close()
-            with suppress(subprocess.TimeoutExpired):
-                helper.wait(0.2)
-            helper.returncode = helper.returncode or 0  # or init's to reap
+            end(helper)
 
 
 PROBE: Lifetime[Probe] = Lifetime(
