@@ -275,7 +275,7 @@ def test_a_filesystem_that_does_not_answer(tmp_path):
 
 def test_a_search_that_does_not_return(tmp_path):
     """The root is in memory, so the probe gets an answer; what looks for a path gets none."""
-    locator = Paths(seconds=0.2, margin=0.1)
+    locator = Paths(seconds=0.2, margin=2.0)  # it must have begun to read by then
     with (
         volume("ext4", tmp_path, faulty=True, prepare=tree) as it,
         listening(tmp_path, it.point, locator=locator) as at,
