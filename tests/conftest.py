@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,19 @@ def cannot_run():
         pytest.skip(reason)
 
     return stop
+
+
+@pytest.fixture
+def tracefs(tmp_path):
+    """The path of a mount of tracefs, which the machine need not have."""
+    point = tmp_path / "tracefs"
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tracefs", "fanwise-test", point], check=True)
+    try:
+        yield str(point)
+    finally:
+        # Lazily: another run of tests that looks for a tracefs may have found this one.
+        subprocess.run(["umount", "--lazy", point], check=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -30,23 +31,11 @@ def _root(cannot_run):
 
 
 @pytest.fixture
-def tracefs(tmp_path):
-    """A tracefs mount of this test's own; the machine need not have one."""
-    point = tmp_path / "tracefs"
-    point.mkdir()
-    must("mount", "-t", "tracefs", "fanwise-test", str(point))
-    try:
-        yield point
-    finally:
-        must("umount", "--lazy", str(point))
-
-
-@pytest.fixture
 def environ(tmp_path, tracefs):
     return {
         "FANWISE_HEALTH_STATE": str(tmp_path / "state"),
         "FANWISE_HEALTH_SECOND": str(tmp_path / "second.db"),
-        "FANWISE_HEALTH_TRACEFS": str(tracefs),
+        "FANWISE_HEALTH_TRACEFS": tracefs,
         "FANWISE_HEALTH_COUNTERS": "1",
     }
 
@@ -125,7 +114,7 @@ def counted(it, number):
 
 
 def instances(tracefs):
-    return [name for name in os.listdir(tracefs / "instances") if name.startswith("fanwise-")]
+    return [name for name in os.listdir(Path(tracefs, "instances")) if name.startswith("fanwise-")]
 
 
 def of_process(tracefs, pid):
@@ -502,13 +491,13 @@ def test_a_trace_that_somebody_switches_off_is_said_and_switched_on_again(
     with broken(tmp_path, "f") as it:
         running = follow(it.point)
         (name,) = of_process(tracefs, running.pid)
-        (tracefs / "instances" / name / "tracing_on").write_text("0")
+        Path(tracefs, "instances", name, "tracing_on").write_text("0")
         said = running.type("sources")["sources"]["trace"]
         assert (said["state"], "switched it off" in said["reason"]) == ("degraded", True)
         met(it, "f")
         traced = running.until(lambda r: r["type"] == "incident" and "trace" in r["channels"])[-1]
         assert traced["errno"] == "EUCLEAN"
-        assert (tracefs / "instances" / name / "tracing_on").read_text() == "1\n"
+        assert Path(tracefs, "instances", name, "tracing_on").read_text() == "1\n"
         said = running.type("sources")["sources"]["trace"]
         assert (said["state"], said["uncounted"]) == ("up", True)
         running.stop()

@@ -13,19 +13,7 @@ from fanwise.sources.fserror import FsErrors
 from fanwise.sources.kmsg import Kmsg, KmsgLoss, KmsgRecord
 from fanwise.sources.state import HealthSource
 from fanwise.sources.trace import TraceEvent
-from tests.kernel.conftest import run
 from tests.kernel.faults import volume
-
-
-@pytest.fixture
-def tracefs(tmp_path):
-    point = tmp_path / "tracefs"
-    point.mkdir()
-    run("mount", "-t", "tracefs", "fanwise-test", str(point))
-    try:
-        yield str(point)
-    finally:
-        run("umount", "--lazy", str(point))
 
 
 def test_every_event_is_here_and_has_the_fields_that_its_line_needs(tracefs):

@@ -5,14 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fanwise import DecodeError
 from fanwise.sources.trace import STACK, TraceEvent, TraceSource, remove_dead
-from tests.kernel.conftest import run, unmount
+from tests.kernel.conftest import run
 
 RENAME = TraceEvent("task/task_rename", ("pid", "newcomm"))
 HOLD = """
@@ -23,18 +22,6 @@ source.open()
 print(source.state, source.path, flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture
-def tracefs(tmp_path: Path) -> Iterator[str]:
-    """A tracefs mount of our own (of the one tracefs that there is)."""
-    point = tmp_path / "tracefs"
-    point.mkdir()
-    run("mount", "-t", "tracefs", "fanwise-test", str(point))
-    try:
-        yield str(point)
-    finally:
-        unmount(point)
 
 
 def rename_self(*names: str) -> None:

@@ -5,30 +5,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 import fanwise
 from fanwise import Change
-from tests.kernel.conftest import run, unmount
+from tests.kernel.conftest import run
 from tests.kernel.test_watch_hard import no_descriptors
 from tests.kernel.watching import watching
 
 EXE = os.readlink("/proc/self/exe")
-
-
-@pytest.fixture
-def tracefs(tmp_path: Path) -> Iterator[str]:
-    """A tracefs mount, which the watch finds by itself."""
-    point = tmp_path / "tracefs"
-    point.mkdir()
-    run("mount", "-t", "tracefs", "fanwise-test", str(point))
-    try:
-        yield str(point)
-    finally:
-        unmount(point)
 
 
 def of(changes: list[Change], path: Path) -> list[Change]:

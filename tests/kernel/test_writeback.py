@@ -29,18 +29,6 @@ with writeback_errors(sys.argv[1], tracefs=sys.argv[2]) as errors:
 """
 
 
-@pytest.fixture
-def tracefs(tmp_path):
-    point = tmp_path / "tracefs"
-    point.mkdir()
-    run("mount", "-t", "tracefs", "fanwise-test", str(point))
-    try:
-        yield str(point)
-    finally:
-        # Lazily: another test run of this machine that looks for a tracefs may have found this one.
-        run("umount", "--lazy", str(point))
-
-
 def fill(point):
     (point / "db").mkdir()
     for name in ("db/table", "db/other", "elsewhere"):
