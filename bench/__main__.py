@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--into", type=Path, default=None, help="where the results are kept")
     args = parser.parse_args(argv)
     # A try-out must not replace figures that were measured.
-    into = args.into or (HERE / ".cache/quick" if args.quick or args.only else HERE)
+    into = (args.into or (HERE / ".cache/quick" if args.quick or args.only else HERE)).resolve()
     if os.geteuid():
         sys.exit("bench: needs root (filesystem marks, mounts, memory groups)")
 

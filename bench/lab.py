@@ -2,24 +2,36 @@
 
 Steps a second on a toy of 12 to 14 steps (two openers and a remover of one entry), every
 interleaving, without checks and with all of them: properties after each step, memory and references
-watched, schedules run twice. Then each design of the catalogue: the whole search with the reduction
-against without, at the largest bound that the search without it finishes in time; and the verdict
-at a bound of three preemptions, as a user runs it.
+watched, schedules run twice. Then each design of the catalogue: the verdict at a bound of three
+preemptions, as a user runs it; and the whole search with the reduction against without, at the
+largest bound that the search without it finishes in time. A bound that by the growth so far would
+take longer is not begun, and what is begun ends when the time is over.
+
+The catalogue takes an hour. Each design's figures are kept as soon as they are measured, so a run
+that was ended goes on where it was, as long as the code that is measured is the same. A part is
+named with `--only`: a design, or a scenario for all of its designs. The rows say which part it is.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from bench._harness import Bench, Json, median, row, show
+import fanwise
+from bench._harness import CACHE, Bench, Json, median, row, show
 from bench._spin import BESIDE, agreement
 from fanwise.lab import Design, Memory, Refcount, Result, Scenario, World, explore, find, names
 
 PLAIN, CHECKED = "the toy, without checks", "the toy, with all checks"
 BOUNDS = (0, 1, 2, 3, 4, 5, 6, None)
 SECONDS = 60.0  # processor time for the search without reduction
+DOUBT = 1.25  # the growth so far foretells it that well
+ROOMS = ("lifetime.py", "lab", "notify", "vfs")  # what the models run, and what runs them
 CATALOGUE_SECONDS = 180.0
 TOYS = Scenario("toy", "An entry is opened while it is removed", "", {"linked": "It is linked."})
 # Other explorers on models that are shared with them: name -> a function that returns a run's
@@ -36,7 +48,9 @@ COLUMNS = [
     ("steps_without", "steps without reduction", ",.0f"),
     ("steps_with", "with", ",.0f"),
     ("cut", "cut", ".1f"),
+    ("next_bound", "the next bound without it", ""),
     ("compiling", "CPU s to compile", ".1f"),
+    ("when", "when", ""),
 ]
 
 
@@ -118,8 +132,9 @@ def timed(design: Design, **how: Any) -> tuple[Result, float]:
 def speed(slug: str, bench: Bench) -> Json:
     steps = schedules = 0
     spent = 0.0
+    how = {"twice": None} if slug == "plain" else {}
     while spent < (0.2 if bench.quick else 3.0):
-        result, took = timed(TOYS[slug], bound=None, reduce=False)
+        result, took = timed(TOYS[slug], bound=None, reduce=False, **how)
         if result.verdict != "holds":
             raise RuntimeError(f"the toy breaks: {result}")
         steps, schedules, spent = steps + result.steps, schedules + result.schedules, spent + took
@@ -133,25 +148,46 @@ def speed(slug: str, bench: Bench) -> Json:
 def reduction(design: Design, seconds: float) -> Json:
     """The whole search with and without, at the largest bound that it ends at without."""
     found: Json = {}
-    took: list[float] = []
+    steps: list[int] = []
     for bound in BOUNDS:
-        # A search that would take twice as long as it may by the growth so far is not begun.
-        if len(took) > 1 and took[-1] * took[-1] / max(took[-2], 0.01) > 2 * seconds:
+        if found and (takes := growth(steps) * found["seconds_without"]) > DOUBT * seconds:
+            found["next_bound"] = f"{takes:.0f} s by growth"
             break
-        without, spent = timed(design, bound=bound, reduce=False, keep_going=True, seconds=seconds)
-        took.append(spent)
+        # Nothing is run twice, so that the search without gets as far as it can.
+        without, spent = timed(
+            design, bound=bound, reduce=False, keep_going=True, seconds=seconds, twice=None
+        )
         if spent > seconds:
+            found["next_bound"] = f"ended after {spent:.0f} s"
             break
-        found = {"compared_at": "none" if bound is None else str(bound)}
-        found["steps_without"], found["schedules_without"] = without.steps, without.schedules
+        steps.append(without.steps)
+        found = {
+            "compared_at": "none" if bound is None else str(bound),
+            "steps_without": without.steps,
+            "schedules_without": without.schedules,
+            "seconds_without": spent,
+        }
         compared, verdict = bound, without.verdict
-    if found:
-        reduced, _ = timed(design, bound=compared, keep_going=True)
-        found["steps_with"] = reduced.steps
+        if len(steps) > 1 and steps[-1] == steps[-2]:  # no schedule has that many preemptions
+            found["compared_at"] = "none"
+            break
+    if "compared_at" in found:
+        reduced, spent = timed(design, bound=compared, keep_going=True)
+        found["steps_with"], found["seconds_with"] = reduced.steps, spent
         found["cut"] = found["steps_without"] / max(reduced.steps, 1)
         if reduced.verdict != verdict:
             raise RuntimeError(f"{design.name}: the reduction changes the verdict")
     return found
+
+
+def growth(steps: list[int]) -> float:
+    """How many times the steps of this bound the next one takes, by the bounds before.
+
+    Schedules with k preemptions are about (places choose k), so each growth is about k / (k + 1)
+    of the one before it.
+    """
+    k = len(steps) - 1
+    return 0.0 if k < 1 else steps[k] / steps[k - 1] * k / (k + 1)
 
 
 def catalogue(design: Design, bench: Bench) -> Json:
@@ -169,10 +205,61 @@ def catalogue(design: Design, bench: Bench) -> Json:
     return figures
 
 
+class Kept:
+    """Figures of a run that may be ended, a line each; those of other code are not used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.code = path, digest()
+        self.found: dict[str, list[Json]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                entry = json.loads(line)
+                if entry["code"] == self.code:
+                    self.found.setdefault(entry["name"], []).append(entry["figures"])
+
+    def take(self, name: str) -> Json | None:
+        """The next figures of that name that were measured before."""
+        found = self.found.get(name)
+        return found.pop(0) if found else None
+
+    def keep(self, name: str, figures: Json) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"name": name, "code": self.code, "figures": figures}) + "\n")
+
+
+def digest() -> str:
+    """What tells the measured code from other code."""
+    whole = hashlib.sha256(Path(__file__).read_bytes())
+    top = Path(fanwise.__file__).parent
+    for room in ROOMS:
+        path = top / room
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            whole.update(f"{file.relative_to(top)}\n".encode() + file.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def parts(only: Iterable[str], designs: Iterable[str]) -> frozenset[str]:
+    """The contenders that are meant: a scenario is all of its designs."""
+    wanted = set(only)
+    return frozenset(wanted | {name for name in designs if name.partition("/")[0] in wanted})
+
+
 def run(bench: Bench) -> Json:
     designs = {design.name: design for slug in names() for design in find(slug)}
+    bench.only = parts(bench.only, designs)
+    kept = None if bench.quick else Kept(CACHE / "lab.jsonl")
 
     def once(name: str) -> Json:
+        figures = kept.take(name) if kept else None
+        if figures is None:
+            figures = measured(name)
+            figures["when"] = time.strftime("%Y-%m-%d %H:%M")
+            if kept:
+                kept.keep(name, figures)
+        return figures
+
+    def measured(name: str) -> Json:
         if name in (PLAIN, CHECKED):
             return speed("plain" if name == PLAIN else "checked", bench)
         if name in OTHERS:
@@ -193,31 +280,41 @@ def run(bench: Bench) -> Json:
                 note=f"{show(median(runs.get(name, ()), 'schedules_per_s'), '/s')} schedules",
             )
         )
-    ran = {name: runs[name] for name in designs if name in runs}
-    cuts = [cut for found in ran.values() if (cut := median(found, "cut")) is not None]
-    tenfold = sum(cut >= 10 for cut in cuts)
-    rows.append(
+    rows += over_all({name: runs[name] for name in designs if name in runs}, len(designs))
+    if agreed := agreement(runs):
+        rows.append(agreed)
+    if kept and len(runs) == len(designs) + len(OTHERS) + 2:
+        kept.path.unlink()  # answered as a whole: the next run measures anew
+    return {"runs": runs, "rows": rows}
+
+
+def over_all(ran: dict[str, list[Json]], of: int) -> list[Json]:
+    """The rows on the catalogue. What not all designs were asked is judged only if it is sure."""
+    part = "" if len(ran) == of else f"only {len(ran)} of {of} designs were run; "
+    cuts = {name: cut for name, found in ran.items() if (cut := median(found, "cut")) is not None}
+    tenfold = [name for name, cut in cuts.items() if cut >= 10]
+    larger = sorted(ran, key=lambda name: -(median(ran[name], "steps_without") or 0))
+    larger = larger[: len(ran) // 2]
+    most = sum(name in tenfold for name in larger)
+    total = sum(median(found, "seconds") or 0.0 for found in ran.values())
+    slowest = max(ran, key=lambda name: median(ran[name], "seconds") or 0.0, default="none")
+    return [
         row(
             "designs whose steps the reduction cuts tenfold",
             "more than half",
-            None if not cuts else tenfold * 2 > len(ran),
-            f"{tenfold} of {len(ran)}",
-            note=f"{len(ran) - len(cuts)} too large to compare, {BOUNDS[0]} preemptions included",
-        )
-    )
-    total = sum(median(found, "seconds") or 0.0 for found in ran.values())
-    rows.append(
+            True if len(tenfold) * 2 > of else None if part else False,
+            f"{len(tenfold)} of {len(ran)}",
+            note=f"{part}{most} of the {len(larger)} with the most steps; "
+            f"{len(ran) - len(cuts)} too large to compare, {BOUNDS[0]} preemptions included",
+        ),
         row(
             "the whole catalogue at bound 3, CPU",
             f"< {CATALOGUE_SECONDS:.0f} s",
-            None if not ran else total < CATALOGUE_SECONDS,
+            False if total >= CATALOGUE_SECONDS else None if part else True,
             show(total, "s"),
-            note=f"{len(ran)} designs, on one core",
-        )
-    )
-    if agreed := agreement(runs):
-        rows.append(agreed)
-    return {"runs": runs, "rows": rows}
+            note=f"{part or f'{of} designs, '}on one core; slowest {slowest}",
+        ),
+    ]
 
 
 RUNS = 1  # the catalogue takes an hour with its comparisons, and its figures hardly vary

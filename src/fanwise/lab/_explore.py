@@ -20,16 +20,16 @@ def explore(
     reduce: bool = True,
     steps: int = STEPS,
     seconds: float | None = None,
-    twice: int = TWICE,
+    twice: int | None = TWICE,
     keep_going: bool = False,
 ) -> Result:
     """Cover every schedule with at most ``bound`` preemptions (None: every schedule).
 
     ``reduce=False`` runs each of them. ``steps`` is the most that one schedule may have and
     ``seconds`` the processor time to spend: when either is reached the verdict is not ``holds``.
-    One schedule of ``twice`` is run twice. ``keep_going`` searches on when something broke: the
-    verdict is the same, and the figures are those of the whole search. Raises ModelError when the
-    model cannot be built.
+    One schedule of ``twice`` is run twice (None: none is). ``keep_going`` searches on when
+    something broke: the verdict is the same, and the figures are those of the whole search. Raises
+    ModelError when the model cannot be built.
     """
     not_keyed = None
 
@@ -71,7 +71,7 @@ def sample(
     scheduler: Scheduler | None = None,
     seed: int = 0,
     steps: int = STEPS,
-    twice: int = TWICE,
+    twice: int | None = TWICE,
 ) -> Result:
     """Run ``count`` random schedules, or those of ``scheduler``; one of ``twice`` is run twice."""
     if scheduler is None:
@@ -85,7 +85,7 @@ def sample(
         result.steps += len(done.picks)
         cases |= done.cases
         broken = done.broken
-        if broken is None and not result.schedules % twice:
+        if broken is None and twice and not result.schedules % twice:
             broken = same_twice(design.build, done.picks, keys)
         if broken is not None:
             _breaks(design, result, broken, done.picks)

@@ -25,6 +25,7 @@ from ._world import Broken, ModelError, World
 Build = Callable[[World], None]
 FREE = 1 << 30  # more preemptions than any schedule has steps
 TWICE = 64  # one schedule of so many is run twice, the first one among them
+LOOK = 64  # after so many schedules the time is looked at
 KEY_AFTER = 64  # steps without a choice: a model that goes round in a circle
 
 
@@ -44,7 +45,7 @@ class Search:
         bound: int | None,
         steps: int,
         seconds: float | None = None,
-        twice: int = TWICE,
+        twice: int | None = TWICE,
         keep_going: bool = False,
     ) -> None:
         self.build = build
@@ -73,37 +74,24 @@ class Search:
             self._believe()
 
     def _plain(self) -> None:
-        limit, cases, first = self.limit, self.cases, 1 % self.twice
+        limit, cases = self.limit, self.cases
         stack: list[tuple[int, int, int]] = []  # depth, tasks to try there, preemptions left then
         picks: list[int] = []
         left = self.bound
         schedules = steps = states = 0
-        k = -1
         while True:
             world = World(cases)
             try:
-                built(self.build, world)
-                gens, at = world._gens, world._at
-                always = world._always
-                for k in picks:
-                    world._now = k
-                    at[k] = next(gens[k], None)
-                world._now = -1
-                if always:
-                    world._check_always()
-                alive, waiting = _masks(at)
+                alive, waiting = self._follow(world, picks)
+                gens, at, always = world._gens, world._at, world._always
+                k = picks[-1] if picks else -1
                 tasks = len(at)
                 depth = len(picks)
                 while True:
                     enabled = alive
                     if waiting:
                         world._now = -1
-                        mask = waiting
-                        while mask:
-                            bit = mask & -mask
-                            mask ^= bit
-                            if not at[bit.bit_length() - 1].ready():  # type: ignore[union-attr]
-                                enabled ^= bit
+                        enabled ^= _asleep(at, waiting)
                     if not enabled:
                         world._alive = alive
                         world._check_end()
@@ -154,7 +142,7 @@ class Search:
             world._close()
             if self.broken is not None and not self.keep_going:
                 break
-            if schedules % self.twice == first and (self._differs(picks) or self._late()):
+            if self._stops(schedules, picks):
                 break
             if not stack:
                 break
@@ -165,7 +153,6 @@ class Search:
             states += 1
             del picks[depth:]
             picks.append((rest ^ more).bit_length() - 1)
-            k = -1
         self.schedules += schedules
         self.steps += steps
         self.states += states
@@ -179,7 +166,7 @@ class Search:
             self._believe()
 
     def _reduced(self) -> None:
-        limit, cases, first = self.limit, self.cases, 1 % self.twice
+        limit, cases = self.limit, self.cases
         free = self.bound >= FREE
         last_level = 0 if free else self.bound
         key = self.keys.key
@@ -195,28 +182,15 @@ class Search:
             picks = [*way, k] if k >= 0 else []
             world = World(cases)
             try:
-                built(self.build, world)
-                gens, at = world._gens, world._at
-                always = world._always
-                for k in picks:
-                    world._now = k
-                    at[k] = next(gens[k], None)
-                world._now = -1
-                if always:
-                    world._check_always()
-                alive, waiting = _masks(at)
+                alive, waiting = self._follow(world, picks)
+                gens, at, always = world._gens, world._at, world._always
                 tasks = len(at)
                 depth = len(picks)
                 keyed = depth
                 while True:
                     enabled = alive
                     if waiting:
-                        mask = waiting
-                        while mask:
-                            bit = mask & -mask
-                            mask ^= bit
-                            if not at[bit.bit_length() - 1].ready():  # type: ignore[union-attr]
-                                enabled ^= bit
+                        enabled ^= _asleep(at, waiting)
                     if not enabled:
                         world._alive = alive
                         world._check_end()
@@ -286,7 +260,7 @@ class Search:
             world._close()
             if self.broken is not None and not self.keep_going:
                 break
-            if schedules % self.twice == first and (self._differs(picks) or self._late()):
+            if self._stops(schedules, picks):
                 break
             if not work:
                 if not later:
@@ -297,7 +271,24 @@ class Search:
         self.steps += steps
         self.states = len(seen)
 
-    # -- what both do --
+    # -- what both do (what comes after each step stands in both: a call would be half of it) --
+
+    def _follow(self, world: World, picks: list[int]) -> tuple[int, int]:
+        """Build the model and go a way that was gone before; return who is left, and who waits."""
+        built(self.build, world)
+        gens, at = world._gens, world._at
+        for k in picks:
+            world._now = k
+            at[k] = next(gens[k], None)
+        world._now = -1
+        if world._always:
+            world._check_always()
+        return _masks(at)
+
+    def _stops(self, schedules: int, picks: list[int]) -> bool:
+        if self.twice and schedules % self.twice == 1 % self.twice and self._differs(picks):
+            return True
+        return schedules % LOOK == 1 and self._late()
 
     def _differs(self, picks: list[int]) -> bool:
         broken = same_twice(self.build, picks, self.keys) or self._outside.changed()
@@ -340,6 +331,16 @@ def _masks(at: Sequence[object]) -> tuple[int, int]:
                 waiting |= bit
         bit <<= 1
     return alive, waiting
+
+
+def _asleep(at: Sequence[object], waiting: int) -> int:
+    asleep = 0
+    while waiting:
+        bit = waiting & -waiting
+        waiting ^= bit
+        if not at[bit.bit_length() - 1].ready():  # type: ignore[attr-defined]
+            asleep |= bit
+    return asleep
 
 
 # Every schedule leaves the objects of its model behind, in circles: collecting them every 700
