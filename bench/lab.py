@@ -43,11 +43,14 @@ COLUMNS = [
     ("steps_per_s", "steps a second", ",.0f"),
     ("schedules_per_s", "schedules a second", ",.0f"),
     ("seconds", "CPU s at bound 3", ".2f"),
+    ("wall_s", "wall s", ".2f"),
     ("states", "states", ",.0f"),
     ("compared_at", "compared at bound", ""),
     ("steps_without", "steps without reduction", ",.0f"),
     ("steps_with", "with", ",.0f"),
     ("cut", "cut", ".1f"),
+    ("states_without", "states without reduction", ",.0f"),
+    ("states_with", "with", ",.0f"),
     ("next_bound", "the next bound without it", ""),
     ("compiling", "CPU s to compile", ".1f"),
     ("when", "when", ""),
@@ -164,6 +167,7 @@ def reduction(design: Design, seconds: float) -> Json:
         found = {
             "compared_at": "none" if bound is None else str(bound),
             "steps_without": without.steps,
+            "states_without": without.states,
             "schedules_without": without.schedules,
             "seconds_without": spent,
         }
@@ -173,7 +177,8 @@ def reduction(design: Design, seconds: float) -> Json:
             break
     if "compared_at" in found:
         reduced, spent = timed(design, bound=compared, keep_going=True)
-        found["steps_with"], found["seconds_with"] = reduced.steps, spent
+        found["steps_with"], found["states_with"] = reduced.steps, reduced.states
+        found["seconds_with"] = spent
         found["cut"] = found["steps_without"] / max(reduced.steps, 1)
         if reduced.verdict != verdict:
             raise RuntimeError(f"{design.name}: the reduction changes the verdict")
@@ -191,10 +196,12 @@ def growth(steps: list[int]) -> float:
 
 
 def catalogue(design: Design, bench: Bench) -> Json:
+    began = time.monotonic()
     result, spent = timed(design, bound=3)
     figures: Json = {
         "verdict": f"{result.verdict} {result.property or ''}".strip(),
         "seconds": spent,
+        "wall_s": time.monotonic() - began,
         "states": result.states,
         "steps": result.steps,
         "schedules": result.schedules,
@@ -268,6 +275,7 @@ def run(bench: Bench) -> Json:
         return catalogue(designs[name], bench)
 
     runs = bench.each([PLAIN, CHECKED, *designs, *OTHERS], once)
+    whole = len(runs) == len(designs) + len(OTHERS) + 2
     rows = []
     for name, bar in ((PLAIN, 1e6), (CHECKED, 3e5)):
         found = median(runs.get(name, ()), "steps_per_s")
@@ -280,12 +288,25 @@ def run(bench: Bench) -> Json:
                 note=f"{show(median(runs.get(name, ()), 'schedules_per_s'), '/s')} schedules",
             )
         )
-    rows += over_all({name: runs[name] for name in designs if name in runs}, len(designs))
+    ran = {name: runs[name] for name in designs if name in runs}
+    rows += over_all(ran, len(designs))
     if agreed := agreement(runs):
         rows.append(agreed)
-    if kept and len(runs) == len(designs) + len(OTHERS) + 2:
+    if kept and whole:
         kept.path.unlink()  # answered as a whole: the next run measures anew
-    return {"runs": runs, "rows": rows}
+    return {"runs": {**runs, **scenarios(ran)}, "rows": rows}
+
+
+def scenarios(ran: dict[str, list[Json]]) -> dict[str, list[Json]]:
+    """What the designs of each scenario that were run take together."""
+    found: dict[str, list[Json]] = {}
+    for slug in names():
+        runs = [run for name, each in ran.items() if name.startswith(f"{slug}/") for run in each]
+        if runs:
+            verdict = f"{len(runs)} of {len(find(slug))} designs"
+            keys = ("seconds", "wall_s", "states")
+            found[slug] = [{"verdict": verdict, **{k: sum(run[k] for run in runs) for k in keys}}]
+    return found
 
 
 def over_all(ran: dict[str, list[Json]], of: int) -> list[Json]:
