@@ -36,7 +36,10 @@ def test_a_run_ends_with_a_line_of_json(run):
     status, out, _ = run("lab", "replay", BREAKS, breaks["schedule"], "--json")
     assert status == 1
     *steps, last = map(json.loads, out.splitlines())
-    assert (last["verdict"], last["property"]) == ("breaks", "no-deadlock")
+    for key in ("scenario", "design", "verdict", "property", "schedule", "seen"):
+        assert last[key] == breaks[key]
+    assert (last["schedules"], last["steps"]) == (1, len(steps))
+    assert last["bounds"]["sampled"] == 1
     assert [step["step"] for step in steps] == list(range(1, len(steps) + 1))
     assert {step["task"] for step in steps} == {"sender", "listener", "freezer"}
 
@@ -79,6 +82,22 @@ def test_a_replay_that_breaks_nothing_is_fine(run):
     status, out, _ = run("lab", "replay", BREAKS, "A1")
     assert status == 0
     assert "stops here: the schedule ends before its tasks do" in out
+    status, out, _ = run("lab", "replay", BREAKS, "A1", "--json")
+    last = json.loads(out.splitlines()[-1])
+    assert (status, last["verdict"], last["property"]) == (0, "sampled", None)
+    assert last["schedule"] == "A1"
+
+
+# The line that scripts rest on: the same keys, whoever prints it.
+KEYS = ("scenario", "design", "verdict", "property", "schedule", "bounds", "schedules", "states")
+
+
+@pytest.mark.parametrize(
+    "command", [["run", BREAKS], ["run", HOLDS, "--random", "5"], ["replay", BREAKS, "A1"]]
+)
+def test_the_last_line_of_json_has_the_same_keys(run, command):
+    _, out, _ = run("lab", *command, "--json")
+    assert tuple(json.loads(out.splitlines()[-1]))[: len(KEYS)] == KEYS
 
 
 def test_diagrams(run):

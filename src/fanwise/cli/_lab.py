@@ -23,6 +23,7 @@ from fanwise.lab import (
     load_file,
     names,
     replay,
+    replayed,
     sample,
     summary,
     tell,
@@ -145,7 +146,12 @@ def _status(result: Result, asked_to_sample: bool) -> Exit:
 @_file
 @click.option("--chart", "as_chart", is_flag=True, help="Print a chart: a column for each task.")
 @click.option("--mermaid", is_flag=True, help="Print a Mermaid sequence diagram.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each step.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print a JSON object for each step, and one for the whole as run does.",
+)
 def replay_(
     target: str, schedule: str, file: Path | None, as_chart: bool, mermaid: bool, as_json: bool
 ) -> int:
@@ -172,15 +178,7 @@ def replay_(
             )
             for at, told in enumerate(followed.trace, start=1)
         ]
-        last = {
-            "scenario": design.scenario.slug,
-            "design": design.slug,
-            "verdict": "breaks" if broken else "sampled",
-            "property": broken.property if broken else None,
-            "schedule": schedule,
-            "seen": broken.seen if broken else None,
-        }
-        text = b"\n".join([*lines, encode(last), b""])
+        text = b"\n".join([*lines, replayed(design, followed).json().encode(), b""])
     else:
         text = (_chart if as_chart else draw if mermaid else tell)(design, followed).encode()
     Output().write(text)

@@ -21,7 +21,7 @@ def racy(world):
 print(explore(SCENARIO["racy"]).schedule)   # replays the loss
 """
 
-from ._explore import BOUND, explore, replay, sample
+from ._explore import BOUND, explore, replay, replayed, sample
 from ._follow import Followed, Told
 from ._pages import chart, design_markdown, scenario_markdown
 from ._result import Bounds, Result
@@ -75,6 +75,7 @@ __all__ = [
     "parse",
     "render",
     "replay",
+    "replayed",
     "sample",
     "scenario_markdown",
     "summary",

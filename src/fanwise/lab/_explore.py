@@ -103,6 +103,19 @@ def replay(design: Design, schedule: str) -> Followed:
     return _follow(design.build, parse(schedule))
 
 
+def replayed(design: Design, followed: Followed) -> Result:
+    """Say what one schedule came to as `explore` does: it ``breaks``, or is a sample of one."""
+    result = _result(design, Bounds(None, STEPS, 1))
+    result.schedules, result.steps = 1, len(followed.picks)
+    result.schedule = render(followed.picks)
+    result.counts = {name: (count, count) for name, count in followed.counts.items()}
+    _cases(result, followed.cases)
+    if followed.broken is not None:
+        result.verdict, result.property = "breaks", followed.broken.property
+        result.seen = followed.broken.seen or None
+    return result
+
+
 def _follow(build: Build, picks: list[int]) -> Followed:
     scheduler = Replay(picks)
     scheduler.begin()
