@@ -2,7 +2,7 @@
 
 import pytest
 
-from fanwise.lab import Scenario, explore, replay
+from fanwise.lab import explore
 from fanwise.lab.scenarios import error_event
 from fanwise.lab.scenarios._error_memory import (
     Details,
@@ -17,61 +17,7 @@ from fanwise.lab.scenarios._error_memory import (
 from fanwise.lab.scenarios.error_event import SCENARIO
 from fanwise.notify.mark import MARK, Mark
 from fanwise.notify.reserve import Reserve
-from tests.model.lab_verdicts import HOLDS, check_reduction, check_verdict
-
-DESIGNS = {
-    "slot-holds-mark": "destruction-order",
-    "slot-mark-alive": "no-use-after-free",
-    "slot-bounce-buffer": HOLDS,
-    "slot-err-count": HOLDS,
-    "slot-replace": HOLDS,
-    "slot-replace-posted": "no-use-after-free",
-    "slot-refcount": HOLDS,
-    "group-reserve": HOLDS,
-    "group-reserve-short": "no-lost-error",
-    "detailed-records": HOLDS,
-}
-
-# Letters: errors A and B, reader C, remover D, closer E, reaper F; of slot-replace errors A,
-# readers B and C.
-SCHEDULES = {
-    # An error is queued and holds the mark; the closer waits only for marks that nobody holds.
-    ("slot-holds-mark", "A4E7"): "destruction-order",
-    # The slot is claimed, not queued, when the closer frees the mark and the slot with it.
-    ("slot-mark-alive", "A2E4A1"): "no-use-after-free",
-    # The same with the remover, and while the group stays open.
-    ("slot-mark-alive", "B2D2B1"): "no-use-after-free",
-    # Queued, read and freed, and the dead mark still points to it.
-    ("slot-err-count-posted", "A4B1D2C1B1"): "no-use-after-free",
-    # Claimed, and the group has stopped: nobody frees it.
-    ("slot-err-count-posted", "E3D1A4C1E1F2E3B1"): "no-leak",
-    # An event is queued, its mark is freed, and the event along with it.
-    ("slot-replace-posted", "A2E4F2E2"): "no-use-after-free",
-    # The reader holds the one event there is.
-    ("group-reserve-short", "A2C1B2"): "no-lost-error",
-}
-
-
-@pytest.mark.parametrize("slug", DESIGNS)
-def test_the_verdict(slug):
-    check_verdict(SCENARIO[slug], DESIGNS[slug])
-
-
-def test_the_sketch_of_the_error_count_breaks_in_either_way():
-    result = explore(SCENARIO["slot-err-count-posted"])
-    assert result.verdict == "breaks"
-    assert result.property in ("no-leak", "no-use-after-free")
-    assert {*DESIGNS, "slot-err-count-posted"} == set(SCENARIO.designs)
-
-
-@pytest.mark.parametrize("slug", SCENARIO.designs)
-def test_the_reduction_changes_no_verdict(slug):
-    check_reduction(SCENARIO[slug])
-
-
-@pytest.mark.parametrize(("slug", "schedule"), SCHEDULES)
-def test_a_schedule_breaks_it_again(slug, schedule):
-    assert replay(SCENARIO[slug], schedule).broken.property == SCHEDULES[slug, schedule]
+from tests.model.lab_verdicts import HOLDS, VERDICTS, judged
 
 
 @pytest.mark.parametrize(
@@ -82,10 +28,11 @@ def test_without_a_bound_it_holds_too(slug):
 
 
 def test_what_was_merged_has_the_fewest_special_cases():
-    cases = {}
-    for slug, broken in DESIGNS.items():
-        if broken is HOLDS:
-            cases[slug] = sum(map(len, explore(SCENARIO[slug], bound=1).cases.values()))
+    cases = {
+        slug: sum(map(len, explore(SCENARIO[slug], bound=1).cases.values()))
+        for slug, broken in VERDICTS["error-event"].items()
+        if broken is HOLDS
+    }
     assert cases == {
         "slot-bounce-buffer": 4,
         "slot-err-count": 6,
@@ -104,13 +51,11 @@ def test_details_cannot_say_which_file():
 
 def variant(design, **tasks):
     """Explore a design that is not in the catalogue; at a bound of 2."""
-    scenario = Scenario("variants", "Variants", "Made here.", SCENARIO.properties)
 
-    @scenario.design("variant", "One of them.")
     def build(world):
         error_event._kernel(world, design(), **tasks)
 
-    return explore(scenario["variant"], bound=2)
+    return judged(SCENARIO, build, 2)
 
 
 def test_the_slot_that_holds_its_mark_is_safe_as_to_memory():

@@ -2,82 +2,49 @@
 
 import pytest
 
-from fanwise.lab import Scenario, explore, load, replay
+from fanwise.lab import load, replay
 from fanwise.lab.scenarios import eventfs
 from fanwise.lab.scenarios._eventfs_kernel import FILE_INO
 from fanwise.lifetime import Until
-from tests.model.lab_verdicts import check_reduction, check_verdict
+from tests.model.lab_verdicts import judged
 
-# design: the property that it breaks, and a schedule on which it does
-BREAKS = {
-    "drop-at-last-use": ("cached-stays-cached", "D5A2"),
-    "leave-alone": ("no-callback-after-removal", "A3B4A1"),
-    "uncounted-pointers": ("no-use-after-free", "A3B4A1"),
-    "freed-flag": ("no-callback-after-removal", "A4B4A1"),
-}
-HOLDS = ("freed-recheck", "serial-numbers")
-
-
-@pytest.fixture(scope="module")
-def scenario():
-    return load("eventfs")
+SCENARIO = load("eventfs")
 
 
 def judge(kind, bound):
-    """Explore a design that is not in the catalogue."""
-    design = Scenario("other", "Another", "", eventfs.SCENARIO.properties)
-    design.design("design", "A design.")(lambda world: kind(world).start())
-    return explore(design["design"], bound=bound)
+    return judged(SCENARIO, lambda world: kind(world).start(), bound)
 
 
-def test_every_design_is_judged(scenario):
-    assert set(scenario.designs) == {*BREAKS, *HOLDS}
-
-
-@pytest.mark.parametrize("design", [*BREAKS, *HOLDS])
-def test_verdict(scenario, design):
-    check_verdict(scenario[design], BREAKS.get(design, (None,))[0])
-
-
-@pytest.mark.parametrize("design", BREAKS)
-def test_the_schedule_replays(scenario, design):
-    prop, schedule = BREAKS[design]
-    broken = replay(scenario[design], schedule).broken
-    assert broken is not None
-    assert broken.property == prop
-
-
-def test_the_shrinker_comes_between_reading_a_pointer_and_following_it(scenario):
-    broken = replay(scenario["uncounted-pointers"], "A7B2C2B1").broken
+def test_the_shrinker_comes_between_reading_a_pointer_and_following_it():
+    broken = replay(SCENARIO["uncounted-pointers"], "A7B2C2B1").broken
     assert (broken.property, broken.seen) == (
         "no-use-after-free",
         "sched.state is used after it was freed",
     )
 
 
-@pytest.mark.parametrize("design", [*BREAKS, *HOLDS])
-def test_without_reduction(scenario, design):
-    check_reduction(scenario[design])
-
-
 # -- what it costs to keep nothing --
 
 
-def no_shrinker(self):
-    yield "nothing to do"
+class Costs(eventfs.DropAtLastUse):
+    must_stay = False  # else the first rebuild ends it
+
+
+class Dropping(Costs):
+    """The same, and memory is never short."""
+
+    def shrinker(self):
+        yield "nothing to do"
+
+
+class Keeping(eventfs.Eventfs):
+    shrinker = Dropping.shrinker
 
 
 def test_dropping_at_last_use_is_safe_and_builds_more():
-    class Costs(eventfs.DropAtLastUse):
-        must_stay = False  # else the first rebuild ends it
-
-    class Kept(eventfs.Eventfs):
-        pass
-
     assert judge(Costs, 3).verdict == "holds"
-    for kind, rebuilds in ((Costs, (0, 1)), (Kept, (0, 0))):
-        kind.shrinker = no_shrinker  # memory is never short
-        assert judge(kind, 3).counts["rebuilds"] == rebuilds
+    assert judge(Dropping, 3).counts["rebuilds"] == (0, 1)
+    assert judge(Keeping, 3).counts["rebuilds"] == (0, 0)
 
 
 # -- freed-recheck: each part is needed --
@@ -156,19 +123,19 @@ def test_what_freed_recheck_needs(kind, bound, prop):
     assert (result.verdict, result.property) == ("breaks", prop)
 
 
+class NoReferenceAtOpen(eventfs.Eventfs):
+    def open(self, source):
+        with (yield from self.event_mutex.lock("recheck")):
+            if not source.flagged:
+                self.call(source, "open")
+            return not source.flagged
+
+    def close(self, source):
+        pass
+
+
 def test_the_reference_of_the_open_is_covered_by_that_of_its_entry():
     """Found here: an open file holds its entry, that the ei, and that the source."""
-
-    class NoReferenceAtOpen(eventfs.Eventfs):
-        def open(self, source):
-            with (yield from self.event_mutex.lock("recheck")):
-                if not source.flagged:
-                    self.call(source, "open")
-                return not source.flagged
-
-        def close(self, source):
-            pass
-
     assert judge(NoReferenceAtOpen, 2).verdict == "holds"
 
 

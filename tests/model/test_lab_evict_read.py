@@ -2,61 +2,26 @@
 
 import pytest
 
-from fanwise.lab import Scenario, explore, load, replay
+from fanwise.lab import explore, load
 from fanwise.lab.scenarios import evict_read
-from tests.model.lab_verdicts import check_reduction, check_verdict
+from tests.model.lab_verdicts import judged
 
-# design: the property that it breaks, and a schedule on which it does
-BREAKS = {
-    "no-lease": ("never-wrong-byte", "C2B2C1"),
-    "lease-plain-fd": ("no-deadlock", "B7"),
-}
-HOLDS = ("lease-silent-fd",)
-
-
-@pytest.fixture(scope="module")
-def scenario():
-    return load("evict-read")
+SCENARIO = load("evict-read")
 
 
 def judge(kind, bound):
-    """Explore a design that is not in the catalogue."""
-    design = Scenario("other", "Another", "", evict_read.SCENARIO.properties)
-    design.design("design", "A design.")(lambda world: kind(world).start())
-    return explore(design["design"], bound=bound)
+    return judged(SCENARIO, lambda world: kind(world).start(), bound)
 
 
-def test_every_design_is_judged(scenario):
-    assert set(scenario.designs) == {*BREAKS, *HOLDS}
-
-
-@pytest.mark.parametrize("design", [*BREAKS, *HOLDS])
-def test_verdict(scenario, design):
-    check_verdict(scenario[design], BREAKS.get(design, (None,))[0])
-
-
-@pytest.mark.parametrize("design", BREAKS)
-def test_the_schedule_replays(scenario, design):
-    prop, schedule = BREAKS[design]
-    broken = replay(scenario[design], schedule).broken
-    assert broken is not None
-    assert broken.property == prop
-
-
-@pytest.mark.parametrize("design", [*BREAKS, *HOLDS])
-def test_without_reduction(scenario, design):
-    check_reduction(scenario[design])
-
-
-def test_the_circle_of_the_deadlock_is_named(scenario):
-    seen = explore(scenario["lease-plain-fd"], bound=0).seen
+def test_the_circle_of_the_deadlock_is_named():
+    seen = explore(SCENARIO["lease-plain-fd"], bound=0).seen
     assert "for verdict, held by listener" in seen
     assert "for lease, held by evictor" in seen
 
 
-def test_every_way_out_of_an_eviction_is_met(scenario):
+def test_every_way_out_of_an_eviction_is_met():
     """The design does not hold because nothing is ever evicted, and holes are filled again."""
-    result = explore(scenario["lease-silent-fd"], bound=1)
+    result = explore(SCENARIO["lease-silent-fd"], bound=1)
     assert result.cases["evict"] == ["done", "in use", "no event", "written to"]
     assert result.counts["fills"] == (0, 1)
 

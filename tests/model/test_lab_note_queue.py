@@ -2,39 +2,10 @@
 
 import pytest
 
-from fanwise.lab import Scenario, explore, replay
+from fanwise.lab import explore
 from fanwise.lab.scenarios.note_queue import SCENARIO, Counted, Desk, Inline, Pipe
 from fanwise.notify.queue import Queue
-from tests.model.lab_verdicts import HOLDS, check_reduction, check_verdict
-
-DESIGNS = {
-    "fixed-slots": "whole-or-absent",
-    "inline-overflow": "loss-in-place",
-    "counted-loss": HOLDS,
-}
-
-# Letters: posters A and B, reader C.
-SCHEDULES = {
-    # The second part of b2 finds no slot.
-    ("fixed-slots", "B3C5"): "whole-or-absent",
-    # The overflow event stands before a1 when a2 and a3 are lost behind it.
-    ("inline-overflow", "B3C4A3C5"): "loss-in-place",
-}
-
-
-@pytest.mark.parametrize("slug", SCENARIO.designs)
-def test_the_verdict(slug):
-    check_verdict(SCENARIO[slug], DESIGNS[slug])
-
-
-@pytest.mark.parametrize("slug", SCENARIO.designs)
-def test_the_reduction_changes_no_verdict(slug):
-    check_reduction(SCENARIO[slug])
-
-
-@pytest.mark.parametrize(("slug", "schedule"), SCHEDULES)
-def test_a_schedule_breaks_it_again(slug, schedule):
-    assert replay(SCENARIO[slug], schedule).broken.property == SCHEDULES[slug, schedule]
+from tests.model.lab_verdicts import judged
 
 
 def test_without_a_bound_counting_holds_too():
@@ -42,14 +13,11 @@ def test_without_a_bound_counting_holds_too():
 
 
 def variant(queue, **reader):
-    scenario = Scenario("variants", "Variants", "Made here.", SCENARIO.properties)
-
-    @scenario.design("variant", "One of them.")
     def build(world):
         desk = Desk(world, **reader)
         desk.begin(queue(desk))
 
-    return explore(scenario["variant"])
+    return judged(SCENARIO, build)
 
 
 def test_a_flag_is_in_the_right_place_when_no_note_takes_two_slots():

@@ -2,45 +2,11 @@
 
 import pytest
 
-from fanwise.lab import Scenario, explore, replay
+from fanwise.lab import explore
 from fanwise.lab.scenarios import write_back
 from fanwise.lab.scenarios.write_back import SCENARIO, ErrSeq, Inode
 from fanwise.notify.reserve import Reserve
-from tests.model.lab_verdicts import HOLDS, check_reduction, check_verdict
-
-DESIGNS = {
-    "last-error": "everyone-told",
-    "errseq": "everyone-told",
-    "errseq-retry": HOLDS,
-    "errseq-evict": "somebody-told",
-    "event-merge": HOLDS,
-}
-
-# Letters: write-back A and B, descriptors C and D.
-SCHEDULES = {
-    # D takes along what C is owed.
-    ("last-error", "A2B1D2C1"): "everyone-told",
-    # C has read EIO; ENOSPC comes in between, so C marks nothing; EIO again; D marks it, and now
-    # the value is what C remembers.
-    ("errseq", "A2C1B2C1A2D3C1"): "everyone-told",
-    # All is lost and the inode gone when C opens the file.
-    ("errseq-evict", "A3B2D1C3"): "somebody-told",
-}
-
-
-@pytest.mark.parametrize("slug", SCENARIO.designs)
-def test_the_verdict(slug):
-    check_verdict(SCENARIO[slug], DESIGNS[slug])
-
-
-@pytest.mark.parametrize("slug", SCENARIO.designs)
-def test_the_reduction_changes_no_verdict(slug):
-    check_reduction(SCENARIO[slug])
-
-
-@pytest.mark.parametrize(("slug", "schedule"), SCHEDULES)
-def test_a_schedule_breaks_it_again(slug, schedule):
-    assert replay(SCENARIO[slug], schedule).broken.property == SCHEDULES[slug, schedule]
+from tests.model.lab_verdicts import judged
 
 
 @pytest.mark.parametrize("slug", ["errseq-retry", "event-merge"])
@@ -53,15 +19,12 @@ def test_errseq_needs_three_preemptions_to_break():
 
 
 def test_errseq_holds_while_all_losses_have_one_errno(monkeypatch):
-    scenario = Scenario("variants", "Variants", "Made here.", SCENARIO.properties)
-
-    @scenario.design("variant", "One of them.")
     def build(world):
         inode = Inode(world)
         inode.begin(ErrSeq(inode))
 
     monkeypatch.setattr(write_back, "ENOSPC", write_back.EIO)
-    assert explore(scenario["variant"], bound=None).verdict == "holds"
+    assert judged(SCENARIO, build, None).verdict == "holds"
 
 
 def delivered_twice(self, slot):

@@ -55,20 +55,29 @@ class Design:
 class Scenario:
     """A debate: its slug, its title, what was argued (Markdown), and its properties by slug.
 
-    Designs are added by the decorator `design`, in order.
+    Designs are added by the decorator `design`, in order. ``lifetimes`` are declared by each design
+    that names no others.
     """
 
-    __slots__ = ("designs", "properties", "slug", "text", "title")
+    __slots__ = ("designs", "lifetimes", "properties", "slug", "text", "title")
 
-    def __init__(self, slug: str, title: str, text: str, properties: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        slug: str,
+        title: str,
+        text: str,
+        properties: Mapping[str, str],
+        lifetimes: Sequence[Lifetime[Any] | Steps] = (),
+    ) -> None:
         self.slug = slug
         self.title = title
         self.text = text
         self.properties = dict(properties)
+        self.lifetimes = tuple(lifetimes)
         self.designs: dict[str, Design] = {}
 
     def design(
-        self, slug: str, title: str, *, lifetimes: Sequence[Lifetime[Any] | Steps] = ()
+        self, slug: str, title: str, *, lifetimes: Sequence[Lifetime[Any] | Steps] | None = None
     ) -> Callable[[Build], Build]:
         """Add a design; decorates the function that builds its model in a `World`.
 
@@ -78,7 +87,8 @@ class Scenario:
         def add(build: Build) -> Build:
             if slug in self.designs:
                 raise ValueError(f"{self.slug} has a design {slug!r} already")
-            self.designs[slug] = Design(self, slug, title, build, lifetimes)
+            declared = self.lifetimes if lifetimes is None else lifetimes
+            self.designs[slug] = Design(self, slug, title, build, declared)
             return build
 
         return add

@@ -55,8 +55,75 @@ def _empty(slot: Slot, transition: str) -> int:
     return count
 
 
+def _slot_of(kernel: Kernel, mark: Mark) -> Slot | None:
+    """The slot of a mark; None when the mark is dying, and then the error is refused."""
+    if mark.slot is None:
+        kernel.world.case("enqueue", "no slot: the mark is dying")
+        kernel.refuse(mark, "the slot is gone")
+    return mark.slot
+
+
+def _queue(kernel: Kernel, slot: Slot) -> None:
+    slot.go("queue")
+    kernel.group.queue.append(slot)
+
+
+def _fill_and_queue(kernel: Kernel, mark: Mark, handle: str) -> None:
+    """Count an error in the slot; the first one fills and queues it. All of it under the lock."""
+    slot = _slot_of(kernel, mark)
+    if slot is None:
+        return
+    if kernel.group.shutdown:
+        kernel.refuse(mark, "the group has stopped")
+        return
+    kernel.accept()
+    slot.count += 1
+    if slot.count == 1:
+        slot.object = handle
+        _queue(kernel, slot)
+
+
 class OnStack(Design):
-    """Designs whose reader copies the slot to its stack under the lock, and so empties it."""
+    """Designs whose reader copies the slot to its stack under the lock, and so empties it.
+
+    The lock is dropped between looking at the slot and queueing it, to encode a file handle. What
+    becomes of the slot meanwhile is what the designs differ in.
+    """
+
+    look = "claim the slot"  # the step
+
+    def insert(self, mark: Mark, obj: str) -> Steps:
+        """Count the error in the slot. The first one: claim, fill without the lock, queue."""
+        kernel, world = self.kernel, self.kernel.world
+        yield self.look
+        slot = _slot_of(kernel, mark)
+        if slot is None:
+            return
+        kernel.accept()
+        slot.count += 1
+        if slot.count > 1:
+            return
+        self.claim(slot)
+        world.case("enqueue", "lock dropped to encode")
+        yield "encode the file handle"
+        slot.object = obj
+        yield "queue the slot"
+        if self.may_queue(mark):
+            _queue(kernel, slot)
+        else:
+            self.give_up(slot)
+
+    def claim(self, slot: Slot) -> None:
+        """Say that the slot is in use. Under the lock."""
+        slot.go("claim")
+
+    def may_queue(self, mark: Mark) -> bool:
+        """Whether a slot that was filled may be queued. Under the lock."""
+        return not self.kernel.group.shutdown
+
+    def give_up(self, slot: Slot) -> None:
+        """Let go of a slot that was filled and may not be queued. Under the lock."""
+        raise NotImplementedError
 
     def read(self) -> Steps:
         """Take, copy to user space, let go."""
@@ -96,37 +163,24 @@ class SlotHoldsMark(OnStack):
         mark.slot = self.kernel.memory.alloc(Slot(CLAIMED_SLOT))
         mark.slot.mark = mark
 
-    def insert(self, mark: Mark, obj: str) -> Steps:
-        """Claim, fill without the lock, queue."""
-        kernel, world = self.kernel, self.kernel.world
-        yield "claim the slot"
-        slot = mark.slot
-        assert slot is not None
-        kernel.accept()
-        slot.count += 1
-        if slot.count > 1:
-            return
-        slot.go("claim")
-        world.case("enqueue", "lock dropped to encode")
-        yield "encode the file handle"
-        slot.object = obj
-        yield "queue the slot"
-        group = kernel.group
-        if group.shutdown or not self._get(mark):
-            world.case("enqueue", "claim given up")
-            dropped = _empty(slot, "give up")
-            # One's own error may be taken for raised after the mark's end; another's may not.
-            world.check("no-lost-error", group.shutdown or dropped == 1, "counted, and given up")
-            kernel.dropped += dropped
-            return
-        slot.go("queue")
-        group.queue.append(slot)
-
-    def _get(self, mark: Mark) -> bool:
+    def may_queue(self, mark: Mark) -> bool:
+        """Whether there is a mark to hold, and a group that takes events."""
+        if self.kernel.group.shutdown:
+            return False
         if self.plainly:
             mark.refs.get()
             return True
         return mark.refs.get_not_zero()
+
+    def give_up(self, slot: Slot) -> None:
+        """Empty the slot; another's error may have been counted in it."""
+        kernel, world = self.kernel, self.kernel.world
+        world.case("enqueue", "claim given up")
+        dropped = _empty(slot, "give up")
+        # One's own error may be taken for raised after the mark's end; another's may not.
+        ends = kernel.group.shutdown or dropped == 1
+        world.check("no-lost-error", ends, "counted, and given up")
+        kernel.dropped += dropped
 
     def copied(self, mark: Mark | None) -> None:
         """Drop the mark."""
@@ -166,31 +220,16 @@ class Weak(OnStack):
 class SlotMarkAlive(Weak):
     """A flag in the slot says whether its mark is alive; the lock is dropped to fill the slot."""
 
-    def insert(self, mark: Mark, obj: str) -> Steps:
-        """Look, fill without the lock, queue."""
-        kernel, world = self.kernel, self.kernel.world
-        yield "look at the slot"
-        slot = mark.slot
-        if slot is None:
-            world.case("enqueue", "no slot: the mark is dying")
-            kernel.refuse(mark, "the slot is gone")
-            return
-        kernel.accept()
-        slot.count += 1
-        if slot.count > 1:
-            return
-        world.case("enqueue", "lock dropped to encode")
-        yield "encode the file handle"
-        slot.object = obj
-        yield "queue the slot"
-        group = kernel.group
-        if group.shutdown:
-            world.case("enqueue", "slot not queued")
-            kernel.dropped += slot.count
-            slot.count = 0
-            return
-        slot.go("queue")
-        group.queue.append(slot)
+    look = "look at the slot"
+
+    def claim(self, slot: Slot) -> None:
+        """Do nothing: only a slot that is queued is in use."""
+
+    def give_up(self, slot: Slot) -> None:
+        """Empty the slot."""
+        self.kernel.world.case("enqueue", "slot not queued")
+        self.kernel.dropped += slot.count
+        slot.count = 0
 
     def freeing_mark(self, mark: Mark) -> None:
         """Free the slot, or have who takes it off the queue do it."""
@@ -216,25 +255,11 @@ class SlotBounceBuffer(SlotMarkAlive):
 
     def insert(self, mark: Mark, obj: str) -> Steps:
         """Encode, then look, fill and queue under one lock."""
-        kernel, world = self.kernel, self.kernel.world
-        world.case("enqueue", "encoded into a buffer")
+        self.kernel.world.case("enqueue", "encoded into a buffer")
         yield "encode the file handle"
         handle = obj
         yield "fill and queue the slot"
-        slot, group = mark.slot, kernel.group
-        if slot is None:
-            world.case("enqueue", "no slot: the mark is dying")
-            kernel.refuse(mark, "the slot is gone")
-            return
-        if group.shutdown:
-            kernel.refuse(mark, "the group has stopped")
-            return
-        kernel.accept()
-        slot.count += 1
-        if slot.count == 1:
-            slot.object = handle
-            slot.go("queue")
-            group.queue.append(slot)
+        _fill_and_queue(self.kernel, mark, handle)
 
 
 class SlotErrCount(Weak):
@@ -249,37 +274,17 @@ class SlotErrCount(Weak):
     def __init__(self, *, posted: bool = False) -> None:
         self.posted = posted
 
-    def insert(self, mark: Mark, obj: str) -> Steps:
-        """Claim by counting, fill without the lock, queue."""
+    def give_up(self, slot: Slot) -> None:
+        """Empty the slot; free it when its mark is gone."""
         kernel, world = self.kernel, self.kernel.world
-        yield "claim the slot"
-        slot = mark.slot
-        if slot is None:
-            world.case("enqueue", "no slot: the mark is dying")
-            kernel.refuse(mark, "the slot is gone")
+        kernel.dropped += slot.count
+        if self.posted:
             return
-        kernel.accept()
-        slot.count += 1
-        if slot.count > 1:
-            return
-        slot.go("claim")
-        world.case("enqueue", "lock dropped to encode")
-        yield "encode the file handle"
-        slot.object = obj
-        yield "queue the slot"
-        group = kernel.group
-        if group.shutdown:
-            kernel.dropped += slot.count
-            if self.posted:
-                return
-            world.case("enqueue", "claim given up")
-            _empty(slot, "give up")
-            if not slot.alive:
-                world.case("enqueue", "claim given up and slot freed")
-                self.free(slot, "free")
-            return
-        slot.go("queue")
-        group.queue.append(slot)
+        world.case("enqueue", "claim given up")
+        _empty(slot, "give up")
+        if not slot.alive:
+            world.case("enqueue", "claim given up and slot freed")
+            self.free(slot, "free")
 
     def freeing_mark(self, mark: Mark) -> None:
         """Free a slot that counts nothing; leave another to who makes it count nothing."""
@@ -332,34 +337,17 @@ class SlotRefcount(Weak):
         assert slot is not None
         slot.refs = Refcount(self.kernel.world, "the slot", 1)
 
-    def insert(self, mark: Mark, obj: str) -> Steps:
-        """Claim with a reference, fill without the lock, queue."""
-        kernel, world = self.kernel, self.kernel.world
-        yield "claim the slot"
-        slot = mark.slot
-        if slot is None:
-            world.case("enqueue", "no slot: the mark is dying")
-            kernel.refuse(mark, "the slot is gone")
-            return
-        kernel.accept()
-        slot.count += 1
-        if slot.count > 1:
-            return
+    def claim(self, slot: Slot) -> None:
+        """Take a reference."""
         assert slot.refs is not None
         slot.refs.get()
-        slot.go("claim")
-        world.case("enqueue", "lock dropped to encode")
-        yield "encode the file handle"
-        slot.object = obj
-        yield "queue the slot"
-        group = kernel.group
-        if group.shutdown:
-            world.case("enqueue", "claim given up")
-            kernel.dropped += _empty(slot, "give up")
-            self._put(slot)
-            return
-        slot.go("queue")
-        group.queue.append(slot)
+        super().claim(slot)
+
+    def give_up(self, slot: Slot) -> None:
+        """Empty the slot, and drop the reference."""
+        self.kernel.world.case("enqueue", "claim given up")
+        self.kernel.dropped += _empty(slot, "give up")
+        self._put(slot)
 
     def freeing_mark(self, mark: Mark) -> None:
         """Drop the mark's reference."""
@@ -397,23 +385,9 @@ class SlotReplace(Design):
 
     def insert(self, mark: Mark, obj: str) -> Steps:
         """Fill and queue under the lock, file handle included."""
-        kernel, world = self.kernel, self.kernel.world
-        world.case("enqueue", "encoded under the lock")
+        self.kernel.world.case("enqueue", "encoded under the lock")
         yield "fill and queue the slot"
-        slot, group = mark.slot, kernel.group
-        if slot is None:
-            world.case("enqueue", "no slot: the mark is dying")
-            kernel.refuse(mark, "the slot is gone")
-            return
-        if group.shutdown:
-            kernel.refuse(mark, "the group has stopped")
-            return
-        kernel.accept()
-        slot.count += 1
-        if slot.count == 1:
-            slot.object = obj
-            slot.go("queue")
-            group.queue.append(slot)
+        _fill_and_queue(self.kernel, mark, obj)
 
     def read(self) -> Steps:
         """Look, allocate without the lock, look again, replace and take, copy, free."""
@@ -526,48 +500,33 @@ class Pool(Design):
     def insert(self, mark: Mark, obj: str) -> Steps:
         """Merge with the queued error of the filesystem, or queue one of the pool."""
         kernel = self.kernel
+        spare = None
         if not self.merge_first:
             yield "allocate an event"
-            spare = self.free.pop() if self.free else None
+            spare = self._spare()
             if spare is None:
                 kernel.refuse(mark, "the pool is empty")
                 return
-            spare.object = obj
-            yield "merge or queue"
-            self._merge_or_queue(mark, spare)
-            return
         yield "merge or queue"
+        queue = kernel.group.queue
         if kernel.group.shutdown:
             kernel.refuse(mark, "the group has stopped")
-            return
-        queue = kernel.group.queue
-        if queue:
+        elif queue:
             kernel.accept()
             queue[0].count += 1
-        elif self.free:
-            spare = self.free.pop()
-            spare.object = obj
-            self._queue(spare)
+        elif (used := spare or self._spare()) is not None:
+            spare = None
+            kernel.accept()
+            used.object, used.count = obj, 1
+            used.go("fill")
+            queue.append(used)
         else:
             kernel.refuse(mark, "the pool is empty")
-
-    def _merge_or_queue(self, mark: Mark, spare: Slot) -> None:
-        kernel = self.kernel
-        if kernel.group.shutdown:
-            kernel.refuse(mark, "the group has stopped")
+        if spare is not None:
             self.free.append(spare)
-        elif kernel.group.queue:
-            kernel.accept()
-            kernel.group.queue[0].count += 1
-            self.free.append(spare)
-        else:
-            self._queue(spare)
 
-    def _queue(self, spare: Slot) -> None:
-        self.kernel.accept()
-        spare.count = 1
-        spare.go("fill")
-        self.kernel.group.queue.append(spare)
+    def _spare(self) -> Slot | None:
+        return self.free.pop() if self.free else None
 
     def read(self) -> Steps:
         """Take, copy, put back."""

@@ -10,10 +10,9 @@ in v5.17), c2262d9f1121 (v5.3, which moved the hook up). fs/notify; LTP inotify1
 import errno
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 from fanwise.lab import Scenario, World
-from fanwise.lifetime import Lifetime, Until
+from fanwise.lifetime import Until
 from fanwise.notify.fsnotify import Fsnotify
 from fanwise.notify.group import GROUP
 from fanwise.notify.mark import INODE, On
@@ -49,6 +48,7 @@ purpose; there the event may be read while the name still opens.
         "names-its-object": "DELETE names the object that was removed.",
         "told-once": "Whoever had asked before the delete began is told of it, once.",
     },
+    lifetimes=(DENTRY, INODE_LIFE, GROUP),
 )
 
 NAME = b"f"
@@ -132,9 +132,6 @@ class _Files:
         return dentry is None or dentry.inode is None
 
 
-_LIVES: tuple[Lifetime[Any], ...] = (DENTRY, INODE_LIFE, GROUP)
-
-
 def _model(
     world: World, deleting: Callable[[], Deleting], *, patient: bool = False, late: bool = False
 ) -> _Files:
@@ -193,7 +190,6 @@ class _First(Deleting):
 @SCENARIO.design(
     "notify-first",
     "Told before the name is dropped, so that the hook sees the object (kernels 5.3 to 5.16).",
-    lifetimes=_LIVES,
 )
 def notify_first(world: World) -> None:
     _model(world, _First)
@@ -224,7 +220,6 @@ class _Inside(Deleting):
 @SCENARIO.design(
     "inside-drop",
     "Told inside the drop, when the name leads to nothing already (before 5.3).",
-    lifetimes=_LIVES,
 )
 def inside_drop(world: World) -> None:
     _model(world, _Inside)
@@ -256,7 +251,6 @@ class _Unflagged(_Flagged):
 @SCENARIO.design(
     "mark-flag",
     "A flag on the watch makes the hook drop the cached name before it tells.",
-    lifetimes=_LIVES,
 )
 def mark_flag(world: World) -> None:
     _model(world, _Flagged)
@@ -265,7 +259,6 @@ def mark_flag(world: World) -> None:
 @SCENARIO.design(
     "mark-flag-unasked",
     "The same, for a program that does not know the flag.",
-    lifetimes=_LIVES,
 )
 def mark_flag_unasked(world: World) -> None:
     _model(world, _Unflagged)
@@ -298,7 +291,6 @@ class _Asking(Deleting):
 @SCENARIO.design(
     "pre-delete-event",
     "An internal event before the delete asks whether to pin the object; nobody asks later.",
-    lifetimes=_LIVES,
 )
 def pre_delete_event(world: World) -> None:
     _model(world, _Asking)
@@ -307,7 +299,6 @@ def pre_delete_event(world: World) -> None:
 @SCENARIO.design(
     "pre-delete-event-late-mark",
     "The same, when the mark is added between the question and the event.",
-    lifetimes=_LIVES,
 )
 def pre_delete_event_late_mark(world: World) -> None:
     _model(world, _Asking, late=True)
@@ -337,7 +328,7 @@ class _Preparing(Deleting):
 @SCENARIO.design(
     "prepare-report",
     "Build the event, drop the name, then queue the event; no object is held.",
-    lifetimes=(*_LIVES, REPORT),
+    lifetimes=(*SCENARIO.lifetimes, REPORT),
 )
 def prepare_report(world: World) -> None:
     _model(world, _Preparing)
@@ -346,7 +337,7 @@ def prepare_report(world: World) -> None:
 @SCENARIO.design(
     "prepare-report-late-mark",
     "The same, when the mark is added in between.",
-    lifetimes=(*_LIVES, REPORT),
+    lifetimes=(*SCENARIO.lifetimes, REPORT),
 )
 def prepare_report_late_mark(world: World) -> None:
     _model(world, _Preparing, late=True)
@@ -355,7 +346,6 @@ def prepare_report_late_mark(world: World) -> None:
 @SCENARIO.design(
     "pin-drop-notify",
     "Hold the object, drop the name, tell, let go (5.17).",
-    lifetimes=_LIVES,
 )
 def pin_drop_notify(world: World) -> None:
     _model(world, Deleting)
@@ -364,7 +354,6 @@ def pin_drop_notify(world: World) -> None:
 @SCENARIO.design(
     "pin-drop-notify-late-mark",
     "The same, when a mark is added in between.",
-    lifetimes=_LIVES,
 )
 def pin_drop_notify_late_mark(world: World) -> None:
     _model(world, Deleting, late=True)
@@ -373,7 +362,6 @@ def pin_drop_notify_late_mark(world: World) -> None:
 @SCENARIO.design(
     "hold-until-gone",
     "What a program can do on 5.3 to 5.16: hold DELETED back until the name leads elsewhere.",
-    lifetimes=_LIVES,
 )
 def hold_until_gone(world: World) -> None:
     _model(world, _First, patient=True)

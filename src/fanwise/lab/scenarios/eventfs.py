@@ -4,8 +4,6 @@ REFS, LOCKING and LIFETIME of the kernel's tree are in `_eventfs_kernel`, of fan
 `_eventfs_numbers`.
 """
 
-from collections.abc import Callable
-
 from fanwise.lab import Scenario, World
 
 from ._eventfs_kernel import DENTRY, EI, SOURCE, Dentry, Ei, Eventfs, Source, Task
@@ -67,6 +65,7 @@ because the cache may hold a directory's lock while it waits for an answer.
         "name-leads-to-present": "When everything is quiet, a name leads to the object that has it"
         " now.",
     },
+    lifetimes=[EI, DENTRY, SOURCE],
 )
 
 
@@ -78,21 +77,6 @@ class DropAtLastUse(Eventfs):
         return False
 
 
-class LeaveAlone(Eventfs):
-    """References, but no flag: what is cached at a removal stays as it is."""
-
-    def dead(self, ei: Ei) -> bool:
-        """Find none dead: there is no flag."""
-        return False
-
-    def open(self, source: Source) -> Task[bool]:
-        """Open what the walk led to."""
-        yield "open"
-        self.call(source, "open")
-        source.refs.get()
-        return True
-
-
 class FreedFlag(Eventfs):
     """As merged, but the open does not look again."""
 
@@ -102,6 +86,14 @@ class FreedFlag(Eventfs):
         self.call(source, "open")
         source.refs.get()
         return True
+
+
+class LeaveAlone(FreedFlag):
+    """References, but no flag: what is cached at a removal stays as it is."""
+
+    def dead(self, ei: Ei) -> bool:
+        """Find none dead: there is no flag."""
+        return False
 
 
 class Uncounted(Eventfs):
@@ -129,36 +121,42 @@ class Uncounted(Eventfs):
             self.unhash(dentry)
 
 
-def _start(kind: type[Eventfs] | type[Numbers]) -> Callable[[World], None]:
-    def build(world: World) -> None:
-        kind(world).start()
-
-    return build
+@SCENARIO.design("drop-at-last-use", "No entry outlives its last user.")
+def drop_at_last_use(world: World) -> None:
+    DropAtLastUse(world).start()
 
 
-SCENARIO.design(
-    "drop-at-last-use", "No entry outlives its last user.", lifetimes=[EI, DENTRY, SOURCE]
-)(_start(DropAtLastUse))
-SCENARIO.design(
-    "leave-alone", "A removal does not touch what is cached.", lifetimes=[EI, DENTRY, SOURCE]
-)(_start(LeaveAlone))
-SCENARIO.design(
-    "uncounted-pointers",
-    "Objects and entries point to each other without references.",
-    lifetimes=[EI, DENTRY, SOURCE],
-)(_start(Uncounted))
-SCENARIO.design(
-    "freed-flag",
-    "A removal sets a flag, entries hold references, each walk looks at the flag.",
-    lifetimes=[EI, DENTRY, SOURCE],
-)(_start(FreedFlag))
-SCENARIO.design(
+@SCENARIO.design("leave-alone", "A removal does not touch what is cached.")
+def leave_alone(world: World) -> None:
+    LeaveAlone(world).start()
+
+
+@SCENARIO.design(
+    "uncounted-pointers", "Objects and entries point to each other without references."
+)
+def uncounted_pointers(world: World) -> None:
+    Uncounted(world).start()
+
+
+@SCENARIO.design(
+    "freed-flag", "A removal sets a flag, entries hold references, each walk looks at the flag."
+)
+def freed_flag(world: World) -> None:
+    FreedFlag(world).start()
+
+
+@SCENARIO.design(
     "freed-recheck",
     "The same, and the open looks again under the lock and takes its reference there.",
-    lifetimes=[EI, DENTRY, SOURCE],
-)(_start(Eventfs))
-SCENARIO.design(
+)
+def freed_recheck(world: World) -> None:
+    Eventfs(world).start()
+
+
+@SCENARIO.design(
     "serial-numbers",
     "Objects are known by numbers that are never reused; nothing holds them.",
     lifetimes=[NODE, SOURCE],
-)(_start(Numbers))
+)
+def serial_numbers(world: World) -> None:
+    Numbers(world).start()

@@ -7,7 +7,7 @@ LOCKING   a write lease: granted to whoever is alone with the file, and every op
 LIFETIME  `CONTENT`, `LEASE` below.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import TypeAlias, TypeVar
 
 from fanwise.lab import Scenario, World
@@ -372,21 +372,24 @@ class SilentDescriptor(PlainDescriptor):
         self.punch()
 
 
-def _start(kind: type[Tier]) -> Callable[[World], None]:
-    def build(world: World) -> None:
-        kind(world).start()
-
-    return build
+@SCENARIO.design("no-lease", "What seems idle is evicted.", lifetimes=[CONTENT])
+def no_lease(world: World) -> None:
+    NoLease(world).start()
 
 
-SCENARIO.design("no-lease", "What seems idle is evicted.", lifetimes=[CONTENT])(_start(NoLease))
-SCENARIO.design(
+@SCENARIO.design(
     "lease-plain-fd",
     "A write lease on an ordinary descriptor, and the punch through it.",
     lifetimes=[CONTENT, LEASE],
-)(_start(PlainDescriptor))
-SCENARIO.design(
+)
+def lease_plain_fd(world: World) -> None:
+    PlainDescriptor(world).start()
+
+
+@SCENARIO.design(
     "lease-silent-fd",
     "A write lease on a descriptor that raises no events, and the punch through it.",
     lifetimes=[CONTENT, LEASE],
-)(_start(SilentDescriptor))
+)
+def lease_silent_fd(world: World) -> None:
+    SilentDescriptor(world).start()
