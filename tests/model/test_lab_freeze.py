@@ -2,7 +2,8 @@
 
 from fanwise.lab import explore, load
 from fanwise.lab.scenarios import freeze
-from fanwise.lab.scenarios._freeze_tier import AGAIN, EVERYTHING, Tier, TryingGuard
+from fanwise.lab.scenarios._freeze_tier import AGAIN, EVERYTHING, EVERYWHERE, Tier, TryingGuard
+from fanwise.vfs.superblock import USER
 from tests.model.lab_verdicts import judged
 
 SCENARIO = load("freeze")
@@ -71,3 +72,20 @@ def test_a_refusal_that_no_freeze_explains_is_told():
 
     result = seeded(lambda world: freeze._base(world, Refusing(world, TryingGuard())))
     assert result.property == "filled"
+
+
+def test_a_snapshot_of_the_device_does_not_ask_the_one_freezer_either():
+    """It freezes for user space, beside whoever has done so, before the listener is done."""
+
+    class Nesting(TryingGuard):
+        def may_freeze(self, sb, by):
+            return True
+
+    def build(world):
+        tier = Tier(world, Nesting(EVERYWHERE))
+        world.task("sender", tier.sender())
+        world.task("listener", tier.listener(), daemon=True)
+        world.task("freezer", tier.freezer(USER, lambda: tier.got is not None))
+        world.task("device snapshot", tier.freezer(USER))
+
+    assert seeded(build).property == "no-deadlock"

@@ -65,7 +65,8 @@ def scenario_markdown(
     for slug, followed in failing.items():
         design = scenario[slug]
         drawn = f"```text\n{chart(followed)}```\n"
-        outcome = "\n".join(f"- {part}" for part in _parts(results[slug].seen))
+        told = [f"breaks `{results[slug].property}`", *_parts(results[slug].seen)]
+        outcome = "\n".join(f"- {part}" for part in told)
         parts.append(f"### How {slug} breaks\n\n{design.title}\n\n{drawn}\n{outcome}\n")
         replay = f"fanwise lab replay {design.name} {results[slug].schedule}"
         parts.append(f"```text\n{replay}\n```\n")
@@ -99,10 +100,8 @@ def _figures(results: Mapping[str, Result]) -> str:
     for slug, result in results.items():
         cells = []
         for name in names:
-            least, most = result.counts.get(name, (None, None))
-            cells.append(
-                "" if least is None else str(least if least == most else f"{least} to {most}")
-            )
+            span = result.counts.get(name)
+            cells.append(_span(span) if span else "")
         for place in places:
             cases = result.cases.get(place, [])
             cells.append(f"{len(cases)}" + (f": {', '.join(cases)}" if cases else ""))
