@@ -51,12 +51,19 @@ def test_bounds_and_samples(run):
         ["--random", "20"],
         ["--pct", "20"],
         ["--plain", "--bound=1"],
+        ["--unbounded"],
     ):
         status, out, err = run("lab", "run", "--json", *options, HOLDS)
         assert (status, err) == (0, "")
         verdicts[options[0]] = json.loads(out)
-    assert [v["verdict"] for v in verdicts.values()] == ["holds", "sampled", "sampled", "holds"]
+    assert [v["verdict"] for v in verdicts.values()] == [
+        "holds",
+        "sampled",
+        "sampled",
+        *["holds"] * 2,
+    ]
     assert verdicts["--bound"]["bounds"]["preemptions"] == 0
+    assert verdicts["--unbounded"]["bounds"]["preemptions"] is None
     assert verdicts["--random"]["bounds"]["sampled"] == 20
     assert verdicts["--random"]["schedules"] == verdicts["--pct"]["schedules"] == 20
     assert (verdicts["--bound"]["reduced"], verdicts["--plain"]["reduced"]) == (True, False)
@@ -115,6 +122,7 @@ def test_show(run):
     assert status == 0
     assert "stateDiagram-v2" in out
     assert "| begin | THAWED | FREEZING |" in out
+    assert "Tasks: A sender, B listener, C freezer.\n" in out
     status, out, _ = run("lab", "show", "freeze")
     assert status == 0
     assert "never-a-wrong-byte: An access that is allowed sees the content" in out
@@ -147,6 +155,17 @@ def test_a_new_scenario_runs_as_it_is_and_is_found_by_its_file(run, here):
     assert f"fanwise lab replay --file my_debate.py look-then-take {schedule}" in out
 
 
+def test_a_file_needs_no_target(run, here):
+    run("lab", "new", "my-debate")
+    status, out, err = run("lab", "list", "--file", "my_debate.py")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == "my-debate: My debate"
+    assert len(out.split("\n\n")[0].splitlines()) == 3
+    status, out, err = run("lab", "show", "--file", "my_debate.py")
+    assert (status, err) == (0, "")
+    assert "- take-under-lock: " in out
+
+
 def test_a_new_scenario_does_not_replace_a_file(run, here):
     (here / "my_debate.py").write_text("mine")
     status, _, err = run("lab", "new", "my-debate")
@@ -162,6 +181,9 @@ def test_a_new_scenario_does_not_replace_a_file(run, here):
         (["replay", "freeze", "A1"], 2, "name one: SCENARIO/DESIGN"),
         (["replay", BREAKS, "?"], 2, "'?' is no schedule; it looks like A3B1A2"),
         (["replay", BREAKS, "A99"], 2, "task A cannot do a step here; those that can: "),
+        (["replay", BREAKS, "A99"], 2, "; tasks: A sender, B listener, C freezer"),
+        (["run", "my_debate.py"], 2, "A scenario in a file is named by --file my_debate.py"),
+        (["show"], 2, "Name a SCENARIO or SCENARIO/DESIGN, or a --file"),
         (["replay", BREAKS, "A1", "--json", "--chart"], 2, "exclude each other"),
         (["run", "--random", "1", "--pct", "1"], 2, "exclude each other"),
         (["run", "--file", "there-is-none.py"], 2, "there-is-none.py is not a Python file"),
@@ -187,4 +209,49 @@ def test_a_wrong_file_is_told_with_the_line(run, here, text, said):
     status, _, err = run("lab", "run", "--file", "wrong.py")
     assert status in (2, 4)
     assert said in err
+    assert "Traceback" not in err
+
+
+MODEL = """
+from fanwise.lab import Mutex, Scenario
+
+SCENARIO = Scenario("wrong", "Wrong", "", {"p": "It."})
+
+
+@SCENARIO.design("fine", "Fine.")
+def fine(world):
+    def task():
+        yield "step"
+
+    world.task("one", task())
+
+
+@SCENARIO.design("wrong", "Wrong.")
+def wrong(world):
+    lock = Mutex(world, "lock")
+
+    def task():
+        yield "step"
+        WRONG
+
+    BUILD
+"""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "build", "status", "said"),
+    [
+        ("nonsense()", 'world.task("one", task())', 1, "name 'nonsense' is not defined (wrong.py:"),
+        ("pass", "nonsense()", 4, "wrong/wrong: the model cannot be built: NameError"),
+        ("pass", "nonsense()", 4, "name 'nonsense' is not defined (wrong.py:23)"),
+        ("pass", 'world.task("one", task)', 4, "task 'one' is a function; a task is a generator"),
+        ("pass", "pass", 4, "wrong/wrong: the model has no task; make some with world.task("),
+        ("yield 1", 'world.task("one", task())', 4, "task 'one' yields 1; a task yields the name"),
+    ],
+)
+def test_a_wrong_model_is_told_with_its_design_and_line(run, here, wrong, build, status, said):
+    (here / "wrong.py").write_text(MODEL.replace("WRONG", wrong).replace("BUILD", build))
+    found, out, err = run("lab", "run", "--file", "wrong.py")
+    assert (found, said in out + err) == (status, True), out + err
+    assert out.startswith("wrong/fine: holds\n")
     assert "Traceback" not in err

@@ -1,6 +1,8 @@
 """``fanwise lab``: designs as models, explored, replayed and shown."""
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -12,9 +14,11 @@ from fanwise.lab import (
     BOUND,
     Design,
     Followed,
+    ModelError,
     Pct,
     Result,
     Scenario,
+    WrongSchedule,
     chart,
     design_markdown,
     draw,
@@ -26,6 +30,7 @@ from fanwise.lab import (
     replayed,
     sample,
     summary,
+    tasks,
     tell,
     template,
 )
@@ -46,19 +51,19 @@ def command() -> None:
 
 
 @command.command("list")
+@_file
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each design.")
-def list_(as_json: bool) -> int:
+def list_(file: Path | None, as_json: bool) -> int:
     """List the scenarios and their designs."""
     output = Output()
-    for slug in names():
-        scenario = load(slug)
+    for scenario in [load(slug) for slug in names()] if file is None else [_scenario(file)]:
         if as_json:
             for design in scenario.designs.values():
-                row = {"scenario": slug, "design": design.slug, "title": design.title}
+                row = {"scenario": scenario.slug, "design": design.slug, "title": design.title}
                 output.write(msgspec.json.encode(row) + b"\n")
             continue
         wide = max(map(len, scenario.designs))
-        lines = [f"{slug}: {scenario.title}"]
+        lines = [f"{scenario.slug}: {scenario.title}"]
         lines += [f"  {d.slug:{wide}}  {d.title}" for d in scenario.designs.values()]
         output.write(("\n".join(lines) + "\n\n").encode())
     return Exit.OK
@@ -75,6 +80,7 @@ def list_(as_json: bool) -> int:
     metavar="N",
     help="Cover every schedule of up to N preemptions.",
 )
+@click.option("--unbounded", is_flag=True, help="Cover every schedule: of what is small.")
 @click.option(
     "--random", type=click.IntRange(1), metavar="N", help="Run N random schedules instead."
 )
@@ -93,6 +99,7 @@ def run(
     targets: tuple[str, ...],
     file: Path | None,
     bound: int,
+    unbounded: bool,
     random: int | None,
     pct: int | None,
     seed: int,
@@ -112,17 +119,28 @@ def run(
         raise click.UsageError("--random and --pct exclude each other.")
     output = Output()
     status = Exit.OK
+    most = None if unbounded else bound
     for design in _designs(targets, file):
-        if random is not None:
-            result = sample(design, random, seed=seed)
-        elif pct is not None:
-            result = sample(design, scheduler=Pct(pct, seed=seed))
-        else:
-            result = explore(design, bound=bound, reduce=not plain, seconds=seconds)
+        with _named(design):
+            if random is not None:
+                result = sample(design, random, seed=seed)
+            elif pct is not None:
+                result = sample(design, scheduler=Pct(pct, seed=seed))
+            else:
+                result = explore(design, bound=most, reduce=not plain, seconds=seconds)
         text = f"{result.json()}\n" if as_json else _told(design, result, file)
         output.write(text.encode())
         status = max(status, _status(result, random is not None or pct is not None))
     return status
+
+
+# Of several designs it is this one whose model is wrong.
+@contextmanager
+def _named(design: Design) -> Iterator[None]:
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{design.name}: {error.reason}", error.remedy) from error
 
 
 def _told(design: Design, result: Result, file: Path | None) -> str:
@@ -163,7 +181,7 @@ def replay_(
     if as_chart + mermaid + as_json > 1:
         raise click.UsageError("--chart, --mermaid and --json exclude each other.")
     design = _one(target, file)
-    followed = replay(design, schedule)
+    followed = _followed(design, schedule)
     broken = followed.broken
     if as_json:
         encode = msgspec.json.encode
@@ -185,6 +203,15 @@ def replay_(
     return Exit.NO if broken else Exit.OK
 
 
+def _followed(design: Design, schedule: str) -> Followed:
+    try:
+        with _named(design):
+            return replay(design, schedule)
+    except WrongSchedule as error:
+        remedy = f"{error.remedy}; tasks: {', '.join(tasks(design))}"
+        raise WrongSchedule(error.reason, remedy) from error
+
+
 def _chart(design: Design, followed: Followed) -> str:
     steps = 1 + sum(1 + len(told.notes) for told in followed.trace)
     outcome = tell(design, followed).splitlines(keepends=True)[steps:]
@@ -192,13 +219,16 @@ def _chart(design: Design, followed: Followed) -> str:
 
 
 @command.command()
-@click.argument("target", metavar="TARGET")
+@click.argument("target", metavar="[TARGET]", required=False)
 @_file
-def show(target: str, file: Path | None) -> int:
+def show(target: str | None, file: Path | None) -> int:
     """Show a design's states and transitions, as table and diagram; or a scenario's debate."""
-    designs = _designs((target,), file)
-    if "/" in target or len(designs) == 1:
-        text = design_markdown(designs[0])
+    if target is None and file is None:
+        raise click.UsageError("Name a SCENARIO or SCENARIO/DESIGN, or a --file.")
+    designs = _designs((target,) if target else (), file)
+    if (target and "/" in target) or len(designs) == 1:
+        with _named(designs[0]):
+            text = design_markdown(designs[0])
     else:
         scenario = designs[0].scenario
         lines = [f"# {scenario.title}", scenario.text.strip(), "## What is checked"]
@@ -231,6 +261,9 @@ def new(name: str) -> int:
 
 def _designs(targets: tuple[str, ...], file: Path | None) -> list[Design]:
     if file is None:
+        for target in targets:
+            if target.endswith(".py"):
+                raise click.UsageError(f"A scenario in a file is named by --file {target}.")
         wanted = [(load(target.partition("/")[0]), target) for target in targets or names()]
     else:
         scenario = _scenario(file)

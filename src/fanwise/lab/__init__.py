@@ -23,7 +23,7 @@ print(explore(SCENARIO["racy"]).schedule)   # replays the loss
 
 from ._explore import BOUND, explore, replay, replayed, sample
 from ._follow import Followed, Told
-from ._pages import chart, design_markdown, scenario_markdown
+from ._pages import chart, design_markdown, scenario_markdown, tasks
 from ._result import Bounds, Result
 from ._scenario import Design, NoSuchDesign, Scenario, find, load, load_file, names
 from ._schedule import WrongSchedule, parse, render
@@ -79,6 +79,7 @@ __all__ = [
     "sample",
     "scenario_markdown",
     "summary",
+    "tasks",
     "tell",
     "template",
 ]

@@ -1,7 +1,9 @@
 """One schedule of a model, run under a scheduler with everything checked after every step."""
 
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from fanwise._errors import LifetimeError
@@ -112,8 +114,9 @@ def built(build: Callable[[World], None], world: World) -> None:
     except (Broken, LifetimeError, ModelError):
         raise
     except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ModelError(f"the model cannot be built: {what}") from error
+        raise ModelError(f"the model cannot be built: {_crash(error)}") from error
+    if not world._gens:
+        raise ModelError("the model has no task", "make some with world.task(name, body)")
 
 
 def _step(world: World, task: int) -> None:
@@ -139,9 +142,19 @@ def as_broken(error: BaseException) -> Broken:
     if isinstance(error, LifetimeError):
         broken = Broken("declared-lifetimes", str(error))
     else:
-        broken = Broken("no-crash", f"{type(error).__name__}: {error}")
+        broken = Broken("no-crash", _crash(error))
     broken.__cause__ = error
     return broken
+
+
+def _crash(error: BaseException) -> str:
+    """What was raised, and the line of the model that did it."""
+    lines = [
+        f" ({Path(frame.f_code.co_filename).name}:{line})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals.get("__name__", "").startswith("fanwise.")
+    ]
+    return f"{type(error).__name__}: {error}{lines[-1] if lines else ''}"
 
 
 def same_twice(build: Callable[[World], None], picks: Sequence[int], keys: Keys) -> Broken | None:

@@ -5,9 +5,11 @@ from typing import Any
 
 from fanwise.lifetime import Lifetime, Steps
 
+from ._explore import replay
 from ._follow import Followed
 from ._result import Result
 from ._scenario import Design, Scenario
+from ._schedule import LETTERS
 
 _WIDTH = 96
 
@@ -30,9 +32,15 @@ def chart(followed: Followed) -> str:
     return "".join(_row(row, widths) for row in rows)
 
 
+def tasks(design: Design) -> list[str]:
+    """Return the tasks that a design begins with: the letter in schedules, and the name."""
+    names = replay(design, "").names
+    return [f"{LETTERS[at]} {name}" for at, name in enumerate(names)]
+
+
 def design_markdown(design: Design) -> str:
     """Return what a design declares: its states and steps, as tables and as diagrams."""
-    parts = [f"# {design.name}\n\n{design.title}\n"]
+    parts = [f"# {design.name}\n\n{design.title}\n", f"Tasks: {', '.join(tasks(design))}.\n"]
     parts += [_lifetime(lifetime) for lifetime in design.lifetimes]
     if not design.lifetimes:
         parts.append("It declares no lifetimes.\n")

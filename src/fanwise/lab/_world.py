@@ -116,6 +116,8 @@ class World:
         if len(self._names) == len(LETTERS):
             raise ModelError(f"task {name!r} is one more than {len(LETTERS)}", "keep models small")
         gen = _steps(body) if isinstance(body, Run) else body
+        if not is_body(gen):
+            raise ModelError(f"task {name!r} is a {type(body).__name__}", "a task is a generator")
         index, before = len(self._gens), self._now
         self._names.append(name)
         self._gens.append(gen)

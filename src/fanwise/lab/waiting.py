@@ -96,6 +96,7 @@ class Worker:
     def queue(self, work: Callable[[], Any]) -> bool:
         """Queue work; False when the same function is queued already and not begun."""
         if any(queued.function == work for queued in self._works):
+            self._world.note(f"{self.name} has this queued already")
             return False
         self._works.append(_Work(work))
         return True
