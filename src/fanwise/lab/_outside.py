@@ -24,12 +24,13 @@ class Outside:
     def __init__(self, build: Callable[[World], None]) -> None:
         self._modules = _beside(getattr(build, "__module__", None) or "")
         self._keys = Keys()
-        self._before = self._told()
+        self._before: dict[str, bytes] = {}
+        self._before = self._told(first=True)
 
     def changed(self) -> Broken | None:
         """Return what is broken if it has changed."""
         for name, told in self._told().items():
-            if told != self._before.get(name, told):
+            if told != self._before[name]:
                 return Broken(
                     "deterministic",
                     f"a schedule changes {name}, which is outside of the model:"
@@ -37,14 +38,15 @@ class Outside:
                 )
         return None
 
-    def _told(self) -> dict[str, bytes]:
+    def _told(self, *, first: bool = False) -> dict[str, bytes]:
         told = {}
         for module in self._modules:
             for name, value in _held(module):
-                try:
-                    told[name] = self._keys.digest(value)
-                except Unkeyable:
-                    continue  # a cache of functools, a compiled pattern
+                if first or name in self._before:
+                    try:
+                        told[name] = self._keys.digest(value)
+                    except Unkeyable:
+                        continue  # a cache of functools, a compiled pattern
         return told
 
 
