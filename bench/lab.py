@@ -9,7 +9,8 @@ take longer is not begun, and what is begun ends when the time is over.
 
 The catalogue takes an hour. Figures are kept as soon as they are measured, so a run that was ended
 goes on where it was, as long as the code that is measured is the same. `--only` names a part:
-`toy`, `verdicts`, a scenario, a design. The rows say which part it is.
+`toy`, `verdicts`, `spin`, a scenario, a design, or `kept` for what was measured so far. The rows
+say which part it is.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ COLUMNS = [
 
 def run(bench: Bench) -> Json:
     designs = {design.name: design for slug in names() for design in find(slug)}
-    bench.only = parts(bench.only, designs)
     kept = None if bench.quick else Kept(CACHE / "lab.jsonl")
+    bench.only = parts(bench.only, designs, kept.found if kept else ())
     contenders = [PLAIN, CHECKED, *designs, *OTHERS, *(name + BOTH for name in designs)]
 
     def once(name: str) -> Json:
@@ -102,7 +103,7 @@ def measured(name: str, designs: dict[str, Design], bench: Bench) -> Json:
     return verdict(designs[name])
 
 
-def parts(only: Iterable[str], designs: Iterable[str]) -> frozenset[str]:
+def parts(only: Iterable[str], designs: Iterable[str], kept: Iterable[str]) -> frozenset[str]:
     """The contenders that are meant."""
     wanted: set[str] = set()
     for part in only:
@@ -112,6 +113,10 @@ def parts(only: Iterable[str], designs: Iterable[str]) -> frozenset[str]:
             wanted |= {PLAIN, CHECKED}
         elif part == "verdicts":
             wanted |= {*designs}
+        elif part == "spin":
+            wanted |= {*OTHERS}
+        elif part == "kept":
+            wanted |= {*kept}
     return frozenset(wanted)
 
 
