@@ -179,6 +179,17 @@ def flood(directory: Path, count: int = 700) -> None:
         path.unlink()
 
 
+def until_nothing_fits(watch: fanwise.Watch, where: Path) -> None:
+    """Fill the ring of a watch that is not read, so that what follows is lost, however small."""
+    drain, full = watch._groups[0].source.drain, 0
+    before = at_first = drain.stats()["lost"]
+    while full < 20:
+        flood(where, 100 if before == at_first else 1)
+        assert drain.sync(10)
+        lost = drain.stats()["lost"]
+        full, before = (full + 1 if lost > before else 0), lost
+
+
 def is_full(watch: fanwise.Watch) -> bool:
     """Whether the kernel's queue has no room, and something was lost for it."""
     size = array.array("i", [0])

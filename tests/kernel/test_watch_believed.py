@@ -1,12 +1,13 @@
-"""What a consumer believes and what the index holds are the same, one cause of a difference each.
+"""What a consumer believes, what the watch holds and what is there: one cause of a difference each.
 
-Storms found these (test_watch_index.py); here each is made to happen. The listings of a repair wait
-at a gate, so that what happens before them happens always.
+Storms found these (test_watch_index.py, test_watch_repair.py); here each is made to happen. The
+listings of a repair wait at a gate, so that what happens before them happens always.
 """
 
 import os
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 
 import fanwise
-from fanwise.kernel.contract import LISTED, LISTED_DIR, NOTE_NAMES
+from fanwise.kernel.contract import LISTED, LISTED_DIR, NOTE_NAMES, NOTE_SELF
 from fanwise.names.scan import Scanner
-from tests.kernel.losing import Consumer, exchange, flood, paced, until_paced
-from tests.kernel.watching import on_disk, write
+from tests.kernel.conftest import run, unmount
+from tests.kernel.losing import Consumer, exchange, paced, until_nothing_fits, until_paced
+from tests.kernel.watching import on_disk, scanned, short, watching, write
 
 PACE = 1.0  # seconds
 
@@ -41,8 +43,16 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     gate.set()
 
 
+def until_listed(watch: fanwise.Watch) -> None:
+    """Return when all that was to be listed is; the watch takes it when it is read next."""
+    scanner, deadline = watch._groups[0].resolver.scanner, time.monotonic() + 20
+    while sum(len(keys) for keys, _ in list(scanner._done)) < scanner.busy:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)  # nobody else is told
+
+
 class Watched:
-    """A watch with an index, and what a consumer of it believes."""
+    """A watch, with an index or without, and what a consumer of it believes."""
 
     def __init__(self, watch: fanwise.Watch, root: Path, quiet: float = 0.15) -> None:
         self.watch, self.root, self.quiet = watch, root, quiet
@@ -64,7 +74,8 @@ class Watched:
         """When all is told, it is what is there; also for the index."""
         self.consumer.settle(self.watch, self.quiet)
         assert self.consumer.paths == on_disk(self.root)
-        assert self.watch.names == len(self.consumer.paths)
+        if self.watch._groups[0].resolver.files is not None:
+            assert self.watch.names == len(self.consumer.paths)
 
 
 def test_files_that_went_in_a_loss_and_then_their_directory(
@@ -307,12 +318,7 @@ def test_a_listing_shows_what_the_notes_of_a_loss_do_not(
             key: NOTE_NAMES for key in noted() or () if key in tops
         }
         gate.clear()
-        full = 0
-        while full < 20:  # until nothing fits any more, however small
-            before = source.drain.stats()["lost"]
-            flood(tmpfs / "b", 1 if before else 100)
-            assert source.drain.sync(10)
-            full = full + 1 if source.drain.stats()["lost"] > before else 0
+        until_nothing_fits(watch, tmpfs / "b")
         os.rename(tmpfs / "a/moved", tmpfs / "b/here")
         os.unlink(tmpfs / "c/gone/g")
         os.rmdir(tmpfs / "c/gone")
@@ -339,6 +345,90 @@ def test_the_handle_says_that_a_directory_is_the_same(tmpfs: Path, pure: bool) -
         w.until("lost")
         w.check()
         assert {c.kinds for c in w.consumer.told[told:]} == {("lost",), ("repaired",)}
+
+
+@pytest.mark.parametrize("index", [False, True])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_directory_moved_between_losses_into_one_that_they_made_and_moved(
+    tmpfs: Path, pure: bool, listed: bool, index: bool, gate: threading.Event
+) -> None:
+    """The rename says into which directory it went; where that was, only the second loss knows.
+
+    It moved itself in neither, so that only this rename says that its place is to be looked for.
+    It goes on before that directory is listed, into one that is listed too, or is not.
+    """
+    for name in ("d/below", "hit", "other", "to"):
+        (tmpfs / name).mkdir(parents=True)
+    write(tmpfs / "d/below/f")
+    with fanwise.watch(tmpfs, pure=pure, queue=64 << 10, index=index) as watch:
+        w = Watched(watch, tmpfs)
+        intake, drain = watch._groups[0].resolver.intake, watch._groups[0].source.drain
+        until_nothing_fits(watch, tmpfs / "hit")
+        (tmpfs / "made").mkdir()
+        assert drain.sync(10)
+        intake.pull()  # there is room again
+        os.rename(tmpfs / "d", tmpfs / "made/d")
+        assert drain.sync(10)
+        intake.pull()
+        until_nothing_fits(watch, tmpfs / "hit")
+        os.rename(tmpfs / "made", tmpfs / "moved")
+        os.rename(tmpfs / "other", tmpfs / "moved/other")  # by this its place is known at once
+        if listed:
+            write(tmpfs / "to/f")
+        assert drain.sync(10)
+        gate.clear()
+        w.until("lost")
+        w.until("lost")
+        os.rename(tmpfs / "moved/d", tmpfs / "to/e")
+        gate.set()
+        until_listed(watch)
+        w.check()
+        moves = [
+            c for c in w.consumer.told if c.path == str(tmpfs / "to/e") and "renamed" in c.kinds
+        ]
+        assert [c.old_path for c in moves] == [str(tmpfs / "moved/d")]
+        told = len(w.consumer.told)
+        write(tmpfs / "to/e/below/f", "more")
+        w.until("modified", tmpfs / "to/e/below/f")
+        assert {c.path_source for c in w.consumer.told[told:]} == {"exact"}
+
+
+def test_a_directory_found_where_it_is_going_to_be(
+    tmpfs: Path, pure: bool, gate: threading.Event
+) -> None:
+    """It was known without a way up, and was renamed after it came in with one above it."""
+    for name in ("a", "b", "x/y"):
+        (tmpfs / name).mkdir(parents=True)
+    run("mount", "--bind", str(tmpfs / "a"), str(tmpfs / "b"))
+    try:
+        with watching(tmpfs / "b", pure=pure) as r:
+            scanned(r)
+            write(tmpfs / "x/y/outside")  # remembered
+            assert r.told() == []
+            gate.clear()
+            (tmpfs / "x").rename(tmpfs / "a/x")
+            assert short(r.watch.read(20), tmpfs) == [("created", "b/x", None)]
+            (tmpfs / "a/x/y").rename(tmpfs / "a/x/z")
+            gate.set()
+            until_listed(r.watch)
+            assert short(r.watch.read(20), tmpfs) == [("renamed", "b/x/z", "b/x/y")]
+            write(tmpfs / "a/x/z/f")
+            assert {p for _, p, _ in short(r.told(), tmpfs)} == {"b/x/z/f"}
+    finally:
+        unmount(tmpfs / "b")
+
+
+def test_what_losses_say_of_a_directory_adds_up(tmpfs: Path, pure: bool) -> None:
+    """It moved in one and names in it changed in the next: it is located once more all the same."""
+    (tmpfs / "d").mkdir()
+    with fanwise.watch(tmpfs, pure=pure) as watch:
+        Watched(watch, tmpfs)
+        resolver, key = watch._groups[0].resolver, fanwise.kernel.handles.identify(f"{tmpfs}/d")[0]
+        with resolver.lookup:
+            for bits in (NOTE_SELF, NOTE_NAMES):
+                resolver.repair.begin()
+                assert resolver.repair.mend([], {key: bits})
+        assert resolver.repair.unsettled[key] == NOTE_NAMES | NOTE_SELF
 
 
 @pytest.mark.parametrize("index", [False, True])

@@ -89,6 +89,8 @@ class Directories:
         # Told of one that came in with others below it.
         self.came_with: Callable[[int], None] | None = None
         self.onto: list[tuple[bytes, bytes]] = []  # moved during a repair: (key, new parent's key)
+        # Went to where nothing can be placed while a loss stands ahead: to be located behind it.
+        self.adrift: set[bytes] = set()
         self.dead: set[bytes] | None = None  # removed while a scan runs; None: no scan
 
     def reset(self) -> list[Root]:
@@ -104,6 +106,7 @@ class Directories:
         self.unscanned.clear()
         self.fresh.clear()
         self.ahead.clear()
+        self.adrift.clear()
         if not self._top:
             self._top = _key_on(self.mount.mount_point, self.mount)
         tree.put(self._top, -1, self.mount.mount_point, flags.TOP)

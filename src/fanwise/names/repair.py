@@ -109,7 +109,9 @@ class Repair:
         r, tree, dirs = self._r, self._r.tree, self._r.dirs
         if r.files is not None and r.intake.blind:
             return False
+        adrift = {key for key in dirs.adrift if (at := tree.find(key)) >= 0 > tree.info(at)[0]}
         moving = {k for k, bits in noted.items() if bits & NOTE_SELF and tree.find(k) >= 0}
+        moving |= adrift
         if r.files is not None:  # what was told deleted is not told again
             moving = {k for k in moving if not tree.info(tree.find(k))[2] & flags.ZOMBIE}
         ways: dict[bytes, list[Link] | None] = {}
@@ -150,6 +152,7 @@ class Repair:
         moved: set[int] = set()
         hit: set[int] = set()
         gone: list[bytes] = []
+        still: set[bytes] = set()
         for key, place in places.items():
             at = tree.find(key)
             if place is None:
@@ -159,6 +162,9 @@ class Repair:
                 continue
             parent_at = dirs.place(place[0], firsts) if place[0] else -1
             if place[0] and parent_at < 0:
+                if key in adrift:  # until the next loss
+                    still.add(key)
+                    continue
                 return False
             hit.add(at)
             if tree.info(at)[:2] != (parent_at, place[1]):
@@ -167,6 +173,7 @@ class Repair:
                 tree.flag(at, flags.CURRENT, 0)
                 self._moved.append(key)
         dirs.placed()
+        dirs.adrift = still
         for key in gone:
             self.drop(rows, key)
         self._judge(rows, moved)
@@ -189,7 +196,8 @@ class Repair:
             if key in self._out:
                 self._void[key] = self._out[key]
         if self.unsettled:
-            self.unsettled.update(noted)
+            for key, bits in noted.items():
+                self.unsettled[key] = self.unsettled.get(key, 0) | bits
 
     def _rearrange(
         self,
@@ -214,6 +222,7 @@ class Repair:
             else:
                 goals[key] = place
         dirs.placed()
+        dirs.adrift.clear()
         new = [at for at in tree.ids() if at not in known]
         moved, due = r.files.rearrange(rows, goals, gone, new)
         for at in moved:
@@ -229,7 +238,7 @@ class Repair:
         if self.unsettled:
             for record in decoder.dir_records():
                 if record[7] is not None:
-                    self.unsettled[record[7]] = NOTE_SELF
+                    self.unsettled[record[7]] = self.unsettled.get(record[7], 0) | NOTE_SELF
 
     def rest(self, rows: list[Any]) -> bool:
         """The queue was empty, all before it is decoded; False when the tree cannot be mended."""
@@ -307,7 +316,7 @@ class Repair:
     def stray(self, key: bytes) -> None:
         """Locate a directory once more: it is not where it was believed to be."""
         if self.active:
-            self.unsettled[key] = NOTE_SELF
+            self.unsettled[key] = self.unsettled.get(key, 0) | NOTE_SELF
 
     def want(self, keys: Iterable[bytes]) -> None:
         """List these directories, too."""

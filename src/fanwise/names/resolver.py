@@ -374,6 +374,7 @@ class Resolver:
         if blind:
             found = ()
         scanned: list[tuple[bytes, int]] = []
+        firsts = self.firsts()
         for children, failed in found:
             for key, code in failed:
                 if code not in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR):
@@ -383,7 +384,7 @@ class Resolver:
             for key, parent, name, leaf in children:
                 at = self.tree.find(key)
                 if at >= 0:
-                    self._join(at, parent, name)
+                    self._join(at, parent, name, firsts.get(key))
                 elif not (dirs.dead and key in dirs.dead):
                     dirs.observed[key] = parent, name
                     # What appears in a leaf from now on is in the stream.
@@ -391,7 +392,6 @@ class Resolver:
                     if self.files is not None:
                         self.files.found(key, parent)
                     scanned.append((key, flags.SCANNED if leaf else 0))
-        firsts = self.firsts()
         if self.marker is not None:
             # What the stream is about to tell is told by it, and marked then.
             scanned = [each for each in scanned if not _arrives(firsts.get(each[0]))]
@@ -415,12 +415,18 @@ class Resolver:
                 self.mark_current(at)
         dirs.placed()
 
-    def _join(self, at: int, parent: bytes, name: bytes) -> None:
+    def _join(self, at: int, parent: bytes | None, name: bytes, first: Record | None) -> None:
         # The scan found a directory that is known. It may have been outside of what the mount
-        # shows, with no way up, and have come in with a directory above it.
+        # shows, with no way up, and have come in with a directory above it. It is put where it
+        # was before the first record that is unread: a rename is told from there.
         above, _, now, key, _ = self.tree.info(at)
-        if above < 0 and not now & flags.TOP and self.tree.find(parent) >= 0:
-            self.dirs.put(key, self.tree.find(parent), name)
+        if first is not None:
+            parent, name = first[3], first[4] or b""
+        elif key in self.dirs.hidden:
+            parent = None
+        to = self.tree.find(parent) if parent is not None else -1
+        if above < 0 and not now & flags.TOP and to >= 0:
+            self.dirs.put(key, to, name)
             self.dirs.entered.append(key)
         self.dirs.want_scan(at)
 

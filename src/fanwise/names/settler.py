@@ -221,12 +221,14 @@ class Settler:
         if held is not None and old is not None and new is None:
             self._teller.tell(rows, record, DELETE, old[1], None, old[2])
             self._put(target, -1, name2 or b"")
+            self._adrift(record)
             return
         if new is None or name2 is None:
             if new is None and directory2 is None:
                 self._left_from(record, rows)
             self._unknown(record, rows)
             at = self._put(target, -1, name2 or b"")
+            self._adrift(record)
             if directory2 is None:
                 self._left(at, record, rows)
             return
@@ -267,6 +269,12 @@ class Settler:
         if new[0] and (old is None or not old[0]):
             self.dirs.entered.append(target)
         self.dirs.note_move(target, directory2 or b"")
+
+    def _adrift(self, record: Record) -> None:
+        # It went into a directory that cannot be placed. That may be one of which only a loss
+        # ahead could say where it was; the loss says nothing of what went into it before.
+        if record[5] is not None and record[7] is not None and self._intake.gap:
+            self.dirs.adrift.add(record[7])
 
     def _held_elsewhere(
         self, key: bytes, directory: bytes, name: bytes | None
