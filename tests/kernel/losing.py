@@ -10,7 +10,7 @@ import random
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -105,15 +105,25 @@ class Consumer:
             or p[len(base) :] in here
         } | {base + name for name in here}
 
-    def settle(self, watch: fanwise.Watch, quiet: float = 0.15, seconds: float = 60) -> None:
-        """Read until nothing more comes and no repair is on its way."""
-        deadline = time.monotonic() + seconds
-        while True:
-            rows = watch.read(quiet)
+    def settle(self, watch: fanwise.Watch) -> None:
+        """Read until all is told that was raised before, and no repair is on its way."""
+        for rows in rest_of(watch):
             self.take(rows)
-            if not rows and watch.scanned:
-                return
-            assert time.monotonic() < deadline, "it does not come to rest"
+
+
+def rest_of(watch: fanwise.Watch) -> Iterator[list[Change]]:
+    """Read until all is told that was raised before, and no repair is on its way."""
+    deadline, empty = time.monotonic() + 60, False
+    while True:
+        rows = watch.read(0.1)
+        if rows or not watch.scanned:
+            empty = False
+            yield rows
+        elif empty:
+            return
+        else:  # a drain may be late, or stay away on purpose
+            empty = all(group.empty(20) for group in watch._groups)
+        assert time.monotonic() < deadline, "it does not come to rest"
 
 
 class Storm:

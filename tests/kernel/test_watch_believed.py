@@ -54,11 +54,11 @@ def until_listed(watch: fanwise.Watch) -> None:
 class Watched:
     """A watch, with an index or without, and what a consumer of it believes."""
 
-    def __init__(self, watch: fanwise.Watch, root: Path, quiet: float = 0.15) -> None:
-        self.watch, self.root, self.quiet = watch, root, quiet
+    def __init__(self, watch: fanwise.Watch, root: Path) -> None:
+        self.watch, self.root = watch, root
         self.consumer = Consumer(root)
         self.consumer.paths = on_disk(root)
-        self.consumer.settle(watch, quiet)
+        self.consumer.settle(watch)
 
     def until(self, kind: str, path: Path | None = None) -> None:
         """Read until something was told."""
@@ -72,7 +72,7 @@ class Watched:
 
     def check(self) -> None:
         """When all is told, it is what is there; also for the index."""
-        self.consumer.settle(self.watch, self.quiet)
+        self.consumer.settle(self.watch)
         assert self.consumer.paths == on_disk(self.root)
         if self.watch._groups[0].resolver.files is not None:
             assert self.watch.names == len(self.consumer.paths)
@@ -113,7 +113,7 @@ def test_a_directory_that_was_emptied_in_the_window_and_replaced(
     (tmpfs / "new").mkdir()
     write(tmpfs / "new/f")
     with fanwise.watch(tmpfs, pure=pure, index=True) as watch:
-        w = Watched(watch, tmpfs, PACE + 0.5)
+        w = Watched(watch, tmpfs)
         until_paced(watch, tmpfs)
         os.rmdir(tmpfs / "old/sub")
         os.rename(tmpfs / "new", tmpfs / "old")
@@ -186,7 +186,7 @@ def test_what_was_told_in_a_window_before_a_directory_came(
     root.mkdir()
     (out / "d").mkdir(parents=True)
     with fanwise.watch(root, pure=pure, index=True) as watch:
-        w = Watched(watch, root, PACE + 0.5)
+        w = Watched(watch, root)
         gate.clear()
         watch.pause()
         write(root / "lost")
@@ -211,7 +211,7 @@ def test_what_was_told_below_a_directory_that_came_is_believed(
     (root / "d/sub").mkdir(parents=True)
     out.mkdir()
     with fanwise.watch(root, pure=pure, index=True) as watch:
-        w = Watched(watch, root, PACE + 0.5)
+        w = Watched(watch, root)
         gate.clear()
         watch.pause()
         os.rename(root / "d", out / "d")
@@ -239,7 +239,7 @@ def test_what_leaves_in_a_window_is_not_believed_in_it(
     write(root / "d/sub/f")
     out.mkdir()
     with fanwise.watch(root, pure=pure, index=True) as watch:
-        w = Watched(watch, root, PACE + 0.5)
+        w = Watched(watch, root)
         gate.clear()
         watch.pause()
         write(root / "lost")
@@ -283,7 +283,7 @@ def test_a_circle_of_names_that_goes_on(
     (fs / "a/x").mkdir(parents=True)
     write(fs / "a/x/f")
     with fanwise.watch(fs, pure=pure, index=index) as watch:
-        w = Watched(watch, fs, PACE + 0.5)
+        w = Watched(watch, fs)
         until_paced(watch, fs)
         for old, new in ("ab", "bc", "ca", "ab", "bd"):
             os.rename(fs / old, fs / new)
@@ -294,7 +294,7 @@ def test_a_circle_of_names_that_goes_on(
             if "renamed" in c.kinds
         ]
         assert names == [("a", "b"), ("b", "c"), ("c", "a"), ("a", "d")], "the kernel merged"
-        w.consumer.settle(watch, w.quiet)
+        w.consumer.settle(watch)
         assert w.consumer.paths == on_disk(fs)
         assert not [c for c in w.consumer.told if c.correction]
         if index:

@@ -66,8 +66,7 @@ def test_paths_told_are_those_on_disk(
             for _ in range(storm.random.randrange(8)):
                 consumer.take(watch.read(0))
                 storm.steps(3)
-        quiet = 3.5 if how == "kernel" else 0.3  # longer than the drain lets the queue fill
-        consumer.settle(watch, quiet)
+        consumer.settle(watch)
         assert consumer.lost
         assert consumer.repaired
         assert consumer.paths == on_disk(fs)
@@ -75,11 +74,11 @@ def test_paths_told_are_those_on_disk(
         # What is told of nothing is nothing, when all is known.
         watch.pause()
         watch.resume()
-        consumer.settle(watch, quiet)
+        consumer.settle(watch)
         watch.pause()
         watch.resume()
         told = len(consumer.told)
-        consumer.settle(watch, quiet)
+        consumer.settle(watch)
         assert of_repair(consumer.told[told:]) == []
         assert watch.names == len(on_disk(fs))
 

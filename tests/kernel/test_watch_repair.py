@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from tests.kernel.losing import (
     is_full,
     overflow,
     paced,
+    rest_of,
     until_full,
+    until_nothing_fits,
     until_paced,
 )
 from tests.kernel.watching import on_disk, scanned, watching, write
@@ -70,17 +73,14 @@ def test_paths_told_are_those_on_disk(
             for _ in range(storm.random.randrange(8)):
                 consumer.take(watch.read(0))
                 storm.steps(3)
-        quiet = PACE + 0.5 if how == "kernel" else 0.3  # longer than the drain lets the queue fill
-        consumer.settle(watch, quiet)
+        consumer.settle(watch)
         assert consumer.lost
         assert consumer.repaired
         assert consumer.paths == on_disk(fs)
         # And every path is right from now on, in each directory.
         for base, _, _ in os.walk(fs):
             Path(base, "probe").touch()
-        told: list[fanwise.Change] = []
-        while rows := watch.read(quiet):
-            told += rows
+        told = list(chain.from_iterable(rest_of(watch)))
         probes = {c.path for c in told if c.path.endswith("probe") and "created" in c.kinds}
         assert probes == {p for p in on_disk(fs) if p.endswith("probe")}
         assert {c.path_source for c in told} == {"exact"}
@@ -92,12 +92,10 @@ def test_only_what_was_hit_is_listed(tmpfs: Path, pure: bool) -> None:
     write(tmpfs / "from/moved/below/file")
     with watching(tmpfs, pure=pure, queue=TINY) as r:
         scanned(r)
-        flood(tmpfs / "hit")
+        until_nothing_fits(r.watch, tmpfs / "hit")
         os.rename(tmpfs / "from/moved", tmpfs / "to/moved")
-        time.sleep(0.1)  # let the drain discard it
-        told: list[fanwise.Change] = []
-        while rows := r.watch.read(0.3):
-            told += rows
+        assert r.watch._groups[0].source.drain.sync(20)  # it is discarded
+        told = list(chain.from_iterable(rest_of(r.watch)))
         assert kinds(told) == ["lost", *["relisted"] * 5, "repaired"]
         assert relisted(told) == {
             str(tmpfs / "hit"): (),
@@ -119,9 +117,7 @@ def test_a_stop_relists_everything_that_is_watched(tmpfs: Path, pure: bool) -> N
         write(tmpfs / "a/x.tmp")
         os.symlink("nowhere", os.fsencode(tmpfs) + b"/a/\xff")
         r.watch.resume()
-        told: list[fanwise.Change] = []
-        while rows := r.watch.read(0.3):
-            told += rows
+        told = list(chain.from_iterable(rest_of(r.watch)))
         assert relisted(told) == {
             str(tmpfs): ("a/",),
             str(tmpfs / "a"): ("b/", "\udcff"),
@@ -138,9 +134,7 @@ def test_roots_that_are_not_trees(tmpfs: Path, pure: bool) -> None:
         watch.pause()
         write(tmpfs / "flat/new")
         watch.resume()
-        told: list[fanwise.Change] = []
-        while rows := watch.read(0.3):
-            told += rows
+        told = list(chain.from_iterable(rest_of(watch)))
         assert relisted(told) == {
             str(tmpfs / "flat"): ("new", "sub/"),
             str(tmpfs / "other"): ("file",),
@@ -154,10 +148,10 @@ def test_an_exchange_of_two_trees_in_what_was_lost(fs: Path, pure: bool) -> None
     consumer.paths = on_disk(fs)
     with fanwise.watch(fs, pure=pure, queue=TINY) as watch:
         consumer.settle(watch)
-        flood(fs / "hit", 3_000)  # from here on the ring is full
+        until_nothing_fits(watch, fs / "hit")
         exchange(fs / "a", fs / "b/y")
         exchange(fs / "b/y/x", fs / "a/two")
-        time.sleep(0.1)  # let the drain discard it
+        assert watch._groups[0].source.drain.sync(20)  # they are discarded
         consumer.settle(watch)
         assert consumer.lost
         assert consumer.paths == on_disk(fs)
@@ -263,7 +257,7 @@ def test_a_move_behind_an_overflow_merged_into_one_before_it(
         assert os.read(watch._groups[0].source.fd, 4096)
         os.rename(b, a)
         os.rename(a, b)  # goes into the first
-        consumer.settle(watch, PACE + 0.5)
+        consumer.settle(watch)
         assert consumer.lost
         assert consumer.repaired
         assert consumer.paths == on_disk(ext4)
