@@ -393,6 +393,72 @@ def test_a_directory_moved_between_losses_into_one_that_they_made_and_moved(
         assert {c.path_source for c in w.consumer.told[told:]} == {"exact"}
 
 
+@pytest.mark.parametrize("index", [False, True])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_directory_that_left_one_that_is_gone(
+    tmpfs: Path, pure: bool, later: bool, index: bool, gate: threading.Event
+) -> None:
+    """A loss moves it into another; it leaves that, and a rename puts the other out of its name.
+
+    So that is gone when it is looked for, and no record says where it was. What left it comes back
+    with its own rename, in the window that is told next or in one after it.
+    """
+    for name in ("d/below", "away", "hit", "x", "to"):
+        (tmpfs / name).mkdir(parents=True)
+    write(tmpfs / "d/below/f")
+    with fanwise.watch(tmpfs, pure=pure, queue=64 << 10, index=index) as watch:
+        w = Watched(watch, tmpfs)
+        intake, drain = watch._groups[0].resolver.intake, watch._groups[0].source.drain
+
+        def read_ahead() -> None:
+            assert drain.sync(10)
+            intake.pull()  # there is room again
+
+        until_nothing_fits(watch, tmpfs / "hit")
+        os.rename(tmpfs / "away", tmpfs / "box")
+        os.rename(tmpfs / "d", tmpfs / "box/d")
+        read_ahead()
+        gate.clear()
+        if later:
+            write(tmpfs / "to/g")
+            read_ahead()
+        os.rename(tmpfs / "box/d", tmpfs / "to/d")
+        read_ahead()
+        os.rename(tmpfs / "x", tmpfs / "box")
+        read_ahead()
+        w.until("lost")
+        gate.set()
+        until_listed(watch)
+        w.check()
+        before = [c for c in w.consumer.told if c.names is not None]
+        assert not [c for c in before if c.path.startswith((f"{tmpfs}/away", f"{tmpfs}/box/"))]
+        told = [c.kinds[0] for c in w.consumer.told if c.roots is not None and c.names is None]
+        assert told == ["lost", "repaired"]
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_a_directory_that_is_gone_when_it_is_located_once_more(
+    tmpfs: Path, pure: bool, index: bool
+) -> None:
+    """No loss hit the directory that it was in: what is believed below its name is there still."""
+    for name in ("to/d/below", "x/y", "there"):
+        (tmpfs / name).mkdir(parents=True)
+    write(tmpfs / "to/d/below/f")
+    with fanwise.watch(tmpfs, pure=pure, index=index) as watch:
+        w = Watched(watch, tmpfs)
+        resolver = watch._groups[0].resolver
+        key = fanwise.kernel.handles.identify(f"{tmpfs}/to/d")[0]
+        os.rename(tmpfs / "to/d/below", tmpfs / "there/b")
+        os.rename(tmpfs / "x", tmpfs / "to/d")
+        rows: list[fanwise.Change] = []
+        with resolver.lookup:  # as when the queue was empty, behind a loss and a record of it
+            resolver.repair.begin()
+            assert resolver.repair.mend(rows, {key: NOTE_SELF})
+        w.consumer.take(rows)
+        w.check()
+        assert w.consumer.repaired
+
+
 def test_a_directory_found_where_it_is_going_to_be(
     tmpfs: Path, pure: bool, gate: threading.Event
 ) -> None:

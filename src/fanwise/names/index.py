@@ -452,7 +452,10 @@ class Files:
         for each in reversed(below):
             key = tree.info(each)[3]
             self._forget(key)
-            self._end(each)
+            if each == at:  # what left it, and is not told to have, comes from nowhere
+                self._r.dirs.put(key, -1, b"")
+            else:
+                self._end(each)
             self._r.repair.drop(rows, key, dead=each == at)
 
     def _retell_twins(self, rows: list[Any], at: int, children: dict[int, list[int]]) -> None:

@@ -49,6 +49,7 @@ class Repair:
         # What was listed: a directory, its names, and the directories among them.
         self._lists: list[tuple[bytes, bytes, dict[bytes, bytes]]] = []
         self._gone: list[bytes] = []
+        self._until = 0  # what was read when a look was taken: it ends when all that is told
         self._moved: list[bytes] = []  # located after the loss: current until the end
         # Until the queue was seen empty, records may be older than what was merged into others
         # that are lost: directories so named are located once more then, and listing waits.
@@ -127,6 +128,7 @@ class Repair:
             return False
         if not r.intake.sync():
             return False
+        self._until = r.intake.last
         firsts = r.firsts()
         if r.files is not None and r.intake.blind:
             return False
@@ -175,7 +177,7 @@ class Repair:
         dirs.placed()
         dirs.adrift = still
         for key in gone:
-            self.drop(rows, key)
+            self._vanished(rows, key)
         self._judge(rows, moved)
         # Also those that are where they were: it may have been learnt ahead of the loss.
         self._due.update((tree.info(at)[3], None) for at in self._below(hit))
@@ -332,6 +334,8 @@ class Repair:
         """Whether nothing of it is left to list or to tell."""
         if self._due or self._lists or self._gone or self.unsettled or self.put_off:
             return False
+        if self._r.behind(self._until):
+            return False  # a directory that they bring is listed
         tree = self._r.tree
         for key in self._parked:
             at = tree.find(key)
@@ -409,6 +413,7 @@ class Repair:
             self._due.update((key, None) for key, _, _ in lists)
             self._due.update((key, None) for key in gone)
             return
+        self._until = r.intake.last
         ahead = [*r.decoder.name_records(EVERYTHING), *r.intake.records()]
         if gone:
             named = {record[7] for record in ahead}
@@ -456,9 +461,21 @@ class Repair:
     def _is_gone(self, rows: list[Any], key: bytes) -> None:
         files, at = self._r.files, self._r.tree.find(key)
         if files is None or at < 0 or self._r.tree.info(at)[2] & flags.TOP:
-            self.drop(rows, key)
+            self._vanished(rows, key)
         else:
             files.gone(rows, at)
+
+    def _vanished(self, rows: list[Any], key: bytes) -> None:
+        # A directory is gone, and no record will say where it was. Nothing is believed in it any
+        # more when its name is not; what left it before is nowhere until its record is told.
+        at = self._r.tree.find(key)
+        if at < 0 or self._r.tree.info(at)[2] & (flags.TOP | flags.ZOMBIE):
+            return
+        parent = self._r.tree.info(at)[0]
+        if parent >= 0:
+            self._due[self._r.tree.info(parent)[3]] = None
+        self._r.dirs.put(key, -1, b"")
+        self.drop(rows, key)
 
     def _difference(
         self,
