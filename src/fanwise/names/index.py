@@ -449,14 +449,14 @@ class Files:
         below = self._below(at, children)
         self._retell_twins(rows, at, children)
         self._delete(rows, at, children)
+        for each in below:
+            self._forget(tree.info(each)[3])
+        if self._r.repair.detach(tree.info(at)[3]):
+            self._r.repair.drop(rows, tree.info(at)[3])
+            return
         for each in reversed(below):
-            key = tree.info(each)[3]
-            self._forget(key)
-            if each == at:  # what left it, and is not told to have, comes from nowhere
-                self._r.dirs.put(key, -1, b"")
-            else:
-                self._end(each)
-            self._r.repair.drop(rows, key, dead=each == at)
+            self._end(each)
+            self._r.repair.drop(rows, tree.info(each)[3], dead=each == at)
 
     def _retell_twins(self, rows: list[Any], at: int, children: dict[int, list[int]]) -> None:
         # What is believed of another directory in the same place goes with it, and is told anew.

@@ -315,6 +315,16 @@ class Repair:
             r.teller.end_root(rows, root, "current")
         r.tree.drop(at)
 
+    def detach(self, key: bytes) -> bool:
+        """Put a directory that is gone nowhere; False when a root is below, which says more.
+
+        What left it, and is not told to have, is nowhere with it: its record brings it back.
+        """
+        if key in self._above_roots():
+            return False
+        self._r.dirs.put(key, -1, b"")
+        return True
+
     def stray(self, key: bytes) -> None:
         """Locate a directory once more: it is not where it was believed to be."""
         if self.active:
@@ -467,14 +477,14 @@ class Repair:
 
     def _vanished(self, rows: list[Any], key: bytes) -> None:
         # A directory is gone, and no record will say where it was. Nothing is believed in it any
-        # more when its name is not; what left it before is nowhere until its record is told.
+        # more when its name is not.
         at = self._r.tree.find(key)
         if at < 0 or self._r.tree.info(at)[2] & (flags.TOP | flags.ZOMBIE):
             return
         parent = self._r.tree.info(at)[0]
         if parent >= 0:
             self._due[self._r.tree.info(parent)[3]] = None
-        self._r.dirs.put(key, -1, b"")
+        self.detach(key)
         self.drop(rows, key)
 
     def _difference(
