@@ -453,6 +453,7 @@ def test_a_directory_that_is_gone_when_it_is_located_once_more(
         rows: list[fanwise.Change] = []
         with resolver.lookup:  # as when the queue was empty, behind a loss and a record of it
             resolver.repair.begin()
+            resolver.scanned = resolver._quiet = False
             assert resolver.repair.mend(rows, {key: NOTE_SELF})
         w.consumer.take(rows)
         w.check()
@@ -495,6 +496,29 @@ def test_what_losses_say_of_a_directory_adds_up(tmpfs: Path, pure: bool) -> None
                 resolver.repair.begin()
                 assert resolver.repair.mend([], {key: bits})
         assert resolver.repair.unsettled[key] == NOTE_NAMES | NOTE_SELF
+
+
+def test_directories_each_in_the_other(tmpfs: Path, pure: bool) -> None:
+    """What merges hid may say so: both are told gone, and looked for once more."""
+    for name in ("a/f", "b/g"):
+        (tmpfs / name).mkdir(parents=True)
+    with fanwise.watch(tmpfs, pure=pure, index=True) as watch:
+        w = Watched(watch, tmpfs)
+        resolver = watch._groups[0].resolver
+        a, b = (fanwise.kernel.handles.identify(f"{tmpfs}/{name}")[0] for name in "ab")
+        rows: list[fanwise.Change] = []
+        with resolver.lookup:
+            resolver.repair.begin()
+            resolver.scanned = resolver._quiet = False
+            _, due, whole = resolver.files.rearrange(rows, {a: (b, b"a"), b: (a, b"b")}, [], [])
+            assert not whole
+            w.consumer.take(rows)
+            assert w.consumer.paths == set()
+            resolver.repair.want(due)
+            resolver.loss_of_all(rows := [])
+        w.consumer.take(rows)
+        write(tmpfs / "a/h")  # wakes it
+        w.check()
 
 
 @pytest.mark.parametrize("index", [False, True])

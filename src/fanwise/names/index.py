@@ -291,10 +291,11 @@ class Files:
         places: dict[bytes, Name],
         gone: Sequence[bytes],
         new: Sequence[int],
-    ) -> tuple[set[int], set[bytes]]:
+    ) -> tuple[set[int], set[bytes], bool]:
         """Put directories where they are now, and tell it; those that moved, those to be listed.
 
-        ``new``: those that were put in the tree for it, and are not told yet.
+        ``new``: those that were put in the tree for it, and are not told yet. False when some are
+        nowhere, because each is to be in the other: what merges hid is not of one time.
         """
         r = self._r
         tree = r.tree
@@ -356,14 +357,16 @@ class Files:
                 at_place.setdefault(goal, set()).add(at)
                 moved.add(at)
             if not progress:
-                at = next(at for at in pending if at not in nowhere)
+                at = next((at for at in pending if at not in nowhere), -1)
+                if at < 0:
+                    break
                 leave(at)
                 nowhere.add(at)
                 due.update(self._retell(rows, at, children))
                 r.dirs.put(tree.info(at)[3], -1, b"")
         for at in going:
             self.gone(rows, at, children)
-        return moved, due
+        return moved, due, not pending
 
     def _above(self, at: int, top: int) -> bool:
         # Whether a directory is another one, or below it.

@@ -226,14 +226,14 @@ class Repair:
         dirs.placed()
         dirs.adrift.clear()
         new = [at for at in tree.ids() if at not in known]
-        moved, due = r.files.rearrange(rows, goals, gone, new)
+        moved, due, whole = r.files.rearrange(rows, goals, gone, new)
         for at in moved:
             self._moved.append(tree.info(at)[3])
         self._judge(rows, moved)
         self._due.update(dict.fromkeys(due))
         self._due.update((key, None) for key in goals if key in r.files.unlisted)
         self._relist(noted)
-        return True
+        return whole
 
     def note(self, decoder: Any) -> None:
         """Note the directories that a window behind the loss names, until the queue was empty."""
