@@ -17,6 +17,7 @@ import pytest
 import fanwise
 from fanwise.kernel.contract import LISTED, LISTED_DIR, NOTE_NAMES, NOTE_SELF
 from fanwise.names.scan import Scanner
+from fanwise.names.verify import Verifier
 from tests.kernel.conftest import run, unmount
 from tests.kernel.losing import Consumer, exchange, paced, until_nothing_fits, until_paced
 from tests.kernel.watching import on_disk, scanned, short, watching, write
@@ -496,6 +497,74 @@ def test_what_losses_say_of_a_directory_adds_up(tmpfs: Path, pure: bool) -> None
                 resolver.repair.begin()
                 assert resolver.repair.mend([], {key: bits})
         assert resolver.repair.unsettled[key] == NOTE_NAMES | NOTE_SELF
+
+
+@pytest.mark.parametrize("index", [False, True])
+@pytest.mark.parametrize("what", ["renamed", "made and gone", "circle"])
+def test_what_is_told_while_a_listing_waits_is_newer(
+    tmpfs: Path, pure: bool, what: str, index: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory is listed, what changes in it then is told, and only then the listing is."""
+    paced(pure, monkeypatch, PACE)
+    a = tmpfs / "a"
+    for name in ("x/in", "../y/in"):
+        (a / name).mkdir(parents=True)
+    write(a / "f")
+    key = fanwise.kernel.handles.identify(str(a))[0]
+    armed, listed, go_on = threading.Event(), threading.Event(), threading.Event()
+    begin, look = Scanner.__init__, Verifier._look
+
+    def holding(self: Scanner, scan: Any, wake: Any) -> None:
+        def hold(keys: Any, names: int) -> Any:
+            out = scan(keys, names)
+            if key in keys and armed.is_set():
+                listed.set()
+                assert go_on.wait(60)
+            return out
+
+        begin(self, hold, wake)
+
+    monkeypatch.setattr(Scanner, "__init__", holding)
+    with fanwise.watch(tmpfs, pure=pure, index=index) as watch:
+        w = Watched(watch, tmpfs)
+        armed.set()
+        watch.pause()
+        write(a / "g")
+        write(a / "f", "longer")
+        watch.resume()
+        try:
+            for _ in range(200):
+                w.consumer.take(watch.read(0.05))
+                if listed.is_set():
+                    break
+            until_paced(watch, tmpfs)
+            if what == "renamed":
+                os.rename(a / "f", a / "h")
+                os.rename(a / "x", tmpfs / "x")
+                os.rename(tmpfs / "y", a / "y")
+            elif what == "made and gone":
+                monkeypatch.setattr(Verifier, "_look", lambda *_: None)  # not yet
+                for _ in range(2):
+                    os.link(a / "f", a / "z")
+                    os.unlink(a / "z")
+                os.link(a / "f", a / "z")
+            else:
+                for old, new in ("xy", "yx", "xy"):
+                    os.rename(a / old, a / new)
+            write(tmpfs / "end")
+            w.until("created", tmpfs / "end")
+        finally:
+            go_on.set()
+        if what == "made and gone":
+            w.until("repaired")
+            monkeypatch.setattr(Verifier, "_look", look)
+            write(tmpfs / "end again")
+        w.check()
+        assert w.consumer.repaired
+        if what == "renamed" and index:
+            assert not [c for c in w.consumer.told if c.is_dir and "deleted" in c.kinds]
+            found = [c.path for c in w.consumer.told if c.inferred and "modified" in c.kinds]
+            assert str(a / "h") in found
 
 
 def test_directories_each_in_the_other(tmpfs: Path, pure: bool) -> None:

@@ -637,7 +637,7 @@ class Files:
         if not bits & r.teller.want:
             return
         self._told += 1
-        r.repair.told += r.repair.active
+        r.repair.told_rows += r.repair.active
         who = identity(r.teller.dev, key) if key else None
         kinds = r.teller.settings.kinds[kind_index(bits)]
         rows.append(

@@ -40,11 +40,16 @@ class Repair:
     def __init__(self, resolver: "Resolver") -> None:
         self._r = resolver
         self.active = False
-        self.told = 0  # changes told by it
+        self.told_rows = 0  # changes told by it
         self._roots: tuple[str, ...] = ()
         self._due: dict[bytes, None] = {}  # directories to list, besides those found by listing
         self._out: dict[bytes, int] = {}  # handed out, results not taken
         self._void: dict[bytes, int] = {}  # of those, listed before a loss that hit them
+        # Of directories handed out: what was told of names in them since, name -> (is there, is a
+        # directory, key). The listing may be of before that.
+        self._since: dict[bytes, dict[bytes, tuple[bool, bool, bytes | None]]] = {}
+        self._late: dict[bytes, dict[bytes, tuple[bool, bool, bytes | None]]] = {}  # of `_lists`
+        self._twice: set[bytes] = set()  # listed once more for it
         self._parked: dict[bytes, None] = {}  # had no way up to a root when their turn came
         # What was listed: a directory, its names, and the directories among them.
         self._lists: list[tuple[bytes, bytes, dict[bytes, bytes]]] = []
@@ -99,6 +104,8 @@ class Repair:
         self._due.clear()
         self._out.clear()
         self._void.clear()
+        self._since.clear()
+        self._late.clear()
         self._lists.clear()
         self._gone.clear()
         self._moved.clear()
@@ -236,11 +243,28 @@ class Repair:
         return whole
 
     def note(self, decoder: Any) -> None:
-        """Note the directories that a window behind the loss names, until the queue was empty."""
+        """Note what a window is about to tell of directories that are being listed.
+
+        And the directories that a window behind the loss names, until the queue was empty.
+        """
+        if self._out and self.listing:
+            for record in decoder.name_records(EVERYTHING):
+                mask = record[0]
+                for name in names_of(record):
+                    if name[0] in self._out:
+                        came = name == record[5:7] if mask & RENAME else mask & _BOTH == CREATE
+                        here = self._since.setdefault(name[0], {})
+                        here[name[1]] = came, bool(mask & ONDIR), record[7]
         if self.unsettled:
             for record in decoder.dir_records():
                 if record[7] is not None:
                     self.unsettled[record[7]] = self.unsettled.get(record[7], 0) | NOTE_SELF
+
+    def told(self, directory: bytes, name: bytes, key: bytes | None) -> None:
+        """Take what a name was told to lead to, where its records do not say."""
+        names = self._since.get(directory, {})
+        if name in names:
+            names[name] = key is not None, names[name][1], key
 
     def rest(self, rows: list[Any]) -> bool:
         """The queue was empty, all before it is decoded; False when the tree cannot be mended."""
@@ -390,6 +414,9 @@ class Repair:
                     if old > count:
                         self._void[key] = old - count
                 # Else it was handed out again since, and all of these were listed after that.
+                late = self._since.get(key) if key in self._out else self._since.pop(key, None)
+                if late:
+                    self._late[key] = dict(late)
             if void:
                 children = [child for child in children if child[1] not in void]
                 failed = [each for each in failed if each[0] not in void]
@@ -415,6 +442,7 @@ class Repair:
         if not self._lists and not self._gone:
             return
         lists, self._lists = self._lists, []
+        late, self._late = self._late, {}
         gone, self._gone = self._gone, []
         r = self._r
         if (
@@ -430,12 +458,24 @@ class Repair:
             for key in gone:
                 if key not in named:
                     self._is_gone(rows, key)
-        firsts = first_names(ahead, {key for key, _, _ in lists})
+        unread = first_names(ahead, {key for key, _, _ in lists})
+        firsts = {
+            key: {name: there[:2] for name, there in late.get(key, {}).items()}
+            | unread.get(key, {})
+            for key, _, _ in lists
+            if key in late or key in unread
+        }
         now = time.time()
         targets: dict[bytes, dict[bytes, bytes | None]] = {}
         self._roots = tuple(root.path for root in r.dirs.roots)
         if r.files is not None:
-            for (directory, name), target in _first_targets(ahead, firsts).items():
+            for directory, names in late.items():
+                for name, (there, is_dir, target) in names.items():
+                    targets.setdefault(directory, {})[name] = target if there and is_dir else None
+                if directory not in self._twice:  # the data of what came is not compared
+                    self._twice.add(directory)
+                    self._due[directory] = None
+            for (directory, name), target in _first_targets(ahead, unread).items():
                 targets.setdefault(directory, {})[name] = target
         for key, blob, inside in lists:
             if r.files is not None:
@@ -554,7 +594,7 @@ class Repair:
                 names=tuple(sorted(names)),
             )
         )
-        self.told += 1
+        self.told_rows += 1
 
     def end(self, rows: list[Any]) -> None:
         """Everything is told: paths are exact again."""
@@ -570,13 +610,15 @@ class Repair:
         path = roots[0] if roots else ""
         row = r.teller.settings.make(
             ("repaired",), path, None, True, 0, None, time.time(), "exact",
-            roots=roots, count=self.told, baseline=self._baseline,
+            roots=roots, count=self.told_rows, baseline=self._baseline,
         )  # fmt: skip
         r.teller.say_row(rows, row)
-        self.told = 0
+        self.told_rows = 0
         self._baseline = None
+        self._twice.clear()
 
 
+_BOTH = CREATE | DELETE
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 

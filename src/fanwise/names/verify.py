@@ -113,6 +113,7 @@ class Verifier:
     def told_both(self, key: bytes, directory: bytes, name: bytes, exists: bool) -> None:
         """Note how a creation and deletion in one record was told to have ended."""
         self._both[key, directory, name] = exists
+        self._r.repair.told(directory, name, key if exists else None)
 
     def told_gone(self, directory: bytes, name: bytes, gone: bool = True) -> None:
         """Note that a name was told to have gone, where no record says so; or that it is back."""
@@ -305,6 +306,8 @@ class Verifier:
                 if name in truth:
                     told[name] = key
         files = self._r.files
+        for name, found in truth.items():
+            self._r.repair.told(*name, found)
         told.update((name, None) for name in self._gone if name in truth)
         for key, way in ways.items():
             last = doubtful[key][-1]
