@@ -18,8 +18,13 @@ import pytest
 import fanwise
 from fanwise import Change
 from fanwise.kernel.libc import libc
+from fanwise.sources import fanotify as source
+from tests.kernel.watching import on_disk
 
 RENAME_EXCHANGE = 2
+TINY = 64 << 10  # the smallest ring
+PACE = 3.0  # seconds for which a drain stays away from the kernel's queue
+LOSSES = [("ring", 1), ("ring", 2), ("stopped", 1), ("stopped", 2), ("kernel", 1)]
 
 
 def exchange(a: Path | str, b: Path | str) -> None:
@@ -215,3 +220,42 @@ def until_full(watch: fanwise.Watch, fill: Callable[[], None]) -> None:
         if is_full(watch):
             return
     raise AssertionError("the kernel's queue is never full")
+
+
+@contextlib.contextmanager
+def stormed(
+    fs: Path, pure: bool, how: str, seed: int, monkeypatch: pytest.MonkeyPatch, index: bool = False
+) -> Iterator[tuple[fanwise.Watch, Consumer]]:
+    """Storms with losses of one kind, see LOSSES; a watch at rest after them, and its consumer."""
+    storm = Storm(fs, seed)
+    storm.steps(40)
+    consumer = Consumer(fs)
+    consumer.paths = on_disk(fs)
+    if how == "kernel":
+        monkeypatch.setattr(source, "_INIT", source._INIT & ~source.FAN_UNLIMITED_QUEUE)
+        paced(pure, monkeypatch, PACE)
+    size = TINY if how == "ring" else 256 << 20
+    with fanwise.watch(fs, pure=pure, queue=size, index=index) as watch:
+        if index:
+            consumer.settle(watch)  # before a loss: the baseline is complete
+        for round_ in range(1 if how == "kernel" else 6):
+            storm.steps(30)
+            away = fs / f"away{round_}"
+            away.mkdir()
+            if how == "ring":
+                flood(away)
+            elif how == "stopped":
+                watch.pause()
+            else:
+                until_full(watch, lambda: overflow(away))  # noqa: B023
+            storm.steps(30)
+            if how == "stopped":
+                watch.resume()
+            # Live changes, and in later rounds another loss, while it is repaired.
+            for _ in range(storm.random.randrange(8)):
+                consumer.take(watch.read(0))
+                storm.steps(3)
+        consumer.settle(watch)
+        assert consumer.lost
+        assert consumer.repaired
+        yield watch, consumer

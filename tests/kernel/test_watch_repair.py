@@ -16,22 +16,21 @@ import fanwise
 from fanwise.kernel.handles import name_to_handle
 from fanwise.sources import fanotify as source
 from tests.kernel.losing import (
+    LOSSES,
+    PACE,
+    TINY,
     Consumer,
     Storm,
     exchange,
-    flood,
     is_full,
     overflow,
     paced,
     rest_of,
-    until_full,
+    stormed,
     until_nothing_fits,
     until_paced,
 )
 from tests.kernel.watching import on_disk, scanned, watching, write
-
-TINY = 64 << 10
-PACE = 3.0  # seconds
 
 
 def relisted(told: list[fanwise.Change]) -> dict[str, tuple[str, ...]]:
@@ -42,40 +41,11 @@ def kinds(told: list[fanwise.Change]) -> list[str]:
     return [c.kinds[0] for c in told if c.roots is not None]
 
 
-@pytest.mark.parametrize(
-    ("how", "seed"), [("ring", 1), ("ring", 2), ("stopped", 1), ("stopped", 2), ("kernel", 1)]
-)
+@pytest.mark.parametrize(("how", "seed"), LOSSES)
 def test_paths_told_are_those_on_disk(
     fs: Path, pure: bool, how: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storm = Storm(fs, seed)
-    storm.steps(40)
-    consumer = Consumer(fs)
-    consumer.paths = on_disk(fs)
-    if how == "kernel":
-        monkeypatch.setattr(source, "_INIT", source._INIT & ~source.FAN_UNLIMITED_QUEUE)
-        paced(pure, monkeypatch, PACE)
-    with fanwise.watch(fs, pure=pure, queue=TINY if how == "ring" else 256 << 20) as watch:
-        for round_ in range(1 if how == "kernel" else 6):
-            storm.steps(30)
-            away = fs / f"away{round_}"
-            away.mkdir()
-            if how == "ring":
-                flood(away)
-            elif how == "stopped":
-                watch.pause()
-            else:
-                until_full(watch, lambda: overflow(away))  # noqa: B023
-            storm.steps(30)
-            if how == "stopped":
-                watch.resume()
-            # Live changes, and in later rounds another loss, while it is repaired.
-            for _ in range(storm.random.randrange(8)):
-                consumer.take(watch.read(0))
-                storm.steps(3)
-        consumer.settle(watch)
-        assert consumer.lost
-        assert consumer.repaired
+    with stormed(fs, pure, how, seed, monkeypatch) as (watch, consumer):
         assert consumer.paths == on_disk(fs)
         # And every path is right from now on, in each directory.
         for base, _, _ in os.walk(fs):
