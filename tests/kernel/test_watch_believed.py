@@ -79,6 +79,36 @@ class Watched:
             assert self.watch.names == len(self.consumer.paths)
 
 
+class Held:
+    """A listing of one directory, kept back once after it was made."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        key = fanwise.kernel.handles.identify(str(directory))[0]
+        self.armed, self.listed, self.go_on = (threading.Event() for _ in range(3))
+        begin = Scanner.__init__
+
+        def holding(scanner: Scanner, scan: Any, wake: Any) -> None:
+            def hold(keys: Any, names: int) -> Any:
+                out = scan(keys, names)
+                if key in keys and self.armed.is_set():
+                    self.armed.clear()
+                    self.listed.set()
+                    assert self.go_on.wait(60)
+                return out
+
+            begin(scanner, hold, wake)
+
+        monkeypatch.setattr(Scanner, "__init__", holding)
+
+    def until(self, w: Watched) -> None:
+        """Read until it is listed."""
+        for _ in range(200):
+            w.consumer.take(w.watch.read(0.05))
+            if self.listed.is_set():
+                return
+        pytest.fail("it is not listed")
+
+
 def test_files_that_went_in_a_loss_and_then_their_directory(
     tmpfs: Path, pure: bool, gate: threading.Event
 ) -> None:
@@ -510,33 +540,16 @@ def test_what_is_told_while_a_listing_waits_is_newer(
     for name in ("x/in", "../y/in"):
         (a / name).mkdir(parents=True)
     write(a / "f")
-    key = fanwise.kernel.handles.identify(str(a))[0]
-    armed, listed, go_on = threading.Event(), threading.Event(), threading.Event()
-    begin, look = Scanner.__init__, Verifier._look
-
-    def holding(self: Scanner, scan: Any, wake: Any) -> None:
-        def hold(keys: Any, names: int) -> Any:
-            out = scan(keys, names)
-            if key in keys and armed.is_set():
-                listed.set()
-                assert go_on.wait(60)
-            return out
-
-        begin(self, hold, wake)
-
-    monkeypatch.setattr(Scanner, "__init__", holding)
+    held, look = Held(a, monkeypatch), Verifier._look
     with fanwise.watch(tmpfs, pure=pure, index=index) as watch:
         w = Watched(watch, tmpfs)
-        armed.set()
+        held.armed.set()
         watch.pause()
         write(a / "g")
         write(a / "f", "longer")
         watch.resume()
         try:
-            for _ in range(200):
-                w.consumer.take(watch.read(0.05))
-                if listed.is_set():
-                    break
+            held.until(w)
             until_paced(watch, tmpfs)
             if what == "renamed":
                 os.rename(a / "f", a / "h")
@@ -554,7 +567,7 @@ def test_what_is_told_while_a_listing_waits_is_newer(
             write(tmpfs / "end")
             w.until("created", tmpfs / "end")
         finally:
-            go_on.set()
+            held.go_on.set()
         if what == "made and gone":
             w.until("repaired")
             monkeypatch.setattr(Verifier, "_look", look)
@@ -565,6 +578,64 @@ def test_what_is_told_while_a_listing_waits_is_newer(
             assert not [c for c in w.consumer.told if c.is_dir and "deleted" in c.kinds]
             found = [c.path for c in w.consumer.told if c.inferred and "modified" in c.kinds]
             assert str(a / "h") in found
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_what_is_told_while_a_listing_waits_is_undone_in_a_loss(
+    tmpfs: Path, pure: bool, index: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory is listed again behind that loss, and what was told before it is older."""
+    a = tmpfs / "a"
+    for each in (a, tmpfs / "hit"):
+        each.mkdir()
+    write(a / "f")
+    held = Held(a, monkeypatch)
+    with fanwise.watch(tmpfs, pure=pure, index=index, queue=64 << 10) as watch:
+        w = Watched(watch, tmpfs)
+        held.armed.set()
+        watch.pause()
+        write(a / "g")
+        watch.resume()
+        try:
+            held.until(w)
+            write(a / "z")
+            w.until("written", a / "z")
+            until_nothing_fits(watch, tmpfs / "hit")
+            os.unlink(a / "z")
+            assert watch._groups[0].source.drain.sync(20)
+            w.until("lost")
+        finally:
+            held.go_on.set()
+        w.check()
+        assert w.consumer.repaired
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_a_listing_that_a_later_loss_makes_void_is_made_again(
+    tmpfs: Path, pure: bool, index: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory moved in that loss, and no name in it was hit."""
+    a = tmpfs / "a"
+    for each in (a, tmpfs / "hit"):
+        each.mkdir()
+    write(a / "f")
+    held = Held(a, monkeypatch)
+    with fanwise.watch(tmpfs, pure=pure, index=index, queue=64 << 10) as watch:
+        w = Watched(watch, tmpfs)
+        held.armed.set()
+        watch.pause()
+        write(a / "g")
+        watch.resume()
+        try:
+            held.until(w)
+            until_nothing_fits(watch, tmpfs / "hit")
+            os.rename(a, tmpfs / "b")
+            assert watch._groups[0].source.drain.sync(20)
+            w.until("lost")
+        finally:
+            held.go_on.set()
+        w.check()
+        assert w.consumer.repaired
 
 
 def test_directories_each_in_the_other(tmpfs: Path, pure: bool) -> None:

@@ -204,6 +204,10 @@ class Repair:
                 self._due[key] = None
             if key in self._out:
                 self._void[key] = self._out[key]
+                self._due[key] = None
+            # What was told before may have been undone in the loss.
+            self._since.pop(key, None)
+            self._twice.discard(key)
         if self.unsettled:
             for key, bits in noted.items():
                 self.unsettled[key] = self.unsettled.get(key, 0) | bits
@@ -248,7 +252,7 @@ class Repair:
         And the directories that a window behind the loss names, until the queue was empty.
         """
         if self._out and self.listing:
-            for record in decoder.name_records(EVERYTHING):
+            for record in decoder.records_in(self._out):
                 mask = record[0]
                 for name in names_of(record):
                     if name[0] in self._out:
@@ -415,7 +419,7 @@ class Repair:
                         self._void[key] = old - count
                 # Else it was handed out again since, and all of these were listed after that.
                 late = self._since.get(key) if key in self._out else self._since.pop(key, None)
-                if late:
+                if late and key not in void:
                     self._late[key] = dict(late)
             if void:
                 children = [child for child in children if child[1] not in void]
@@ -439,10 +443,10 @@ class Repair:
 
         ``complete``: everything raised before the listing stands in the intake.
         """
+        late, self._late = self._late, {}
         if not self._lists and not self._gone:
             return
         lists, self._lists = self._lists, []
-        late, self._late = self._late, {}
         gone, self._gone = self._gone, []
         r = self._r
         if (
