@@ -1,6 +1,7 @@
 """The private tracefs instance: its life, what it leaves alone, and its losses."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -387,3 +388,32 @@ def test_an_unprivileged_user_is_told(tracefs):
     )
     assert told.stdout.startswith("DOWN "), told
     assert "root" in told.stdout
+
+
+def test_without_a_descriptor_left_it_is_down_or_closed_and_leaves_nothing(tracefs):
+    """However far it comes; and one that is up can be closed."""
+    with TraceSource([RENAME], tracefs=tracefs):
+        pass  # what is imported and opened once, is
+    fds = os.listdir("/proc/self/fd")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free, up = 0, False
+    while not up:
+        source = TraceSource([RENAME], tracefs=tracefs)
+        at = os.open("/", os.O_PATH)  # the lowest that is free
+        os.close(at)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (at + free, limits[1]))
+        try:
+            source.open()
+            up = source.up
+            assert up or (source.state == "DOWN" and "Too many open files" in source.reason)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert up or instances(tracefs) == []
+        free += 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+    try:
+        source.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert instances(tracefs) == []
+    assert len(os.listdir("/proc/self/fd")) == len(fds)

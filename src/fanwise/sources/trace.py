@@ -285,14 +285,15 @@ class TraceSource:
         try:
             if path is not None:
                 try:
-                    for name in ("tracing_on", "events/enable"):
+                    for name in ("tracing_on", "events/enable") if self._dir >= 0 else ():
                         self._write(name, "0")
                 except OSError as error:
-                    if error.errno not in _GONE:
+                    # Removing it does both. Only where somebody looks at it events stay enabled.
+                    if error.errno not in (*_GONE, errno.EMFILE, errno.ENFILE):
                         raise
                 finally:
                     self._close_fds()
-                _remove(os.path.basename(path), self._above)
+                    _remove(os.path.basename(path), self._above)
         finally:
             self._close_fds()
             self._let_go()
