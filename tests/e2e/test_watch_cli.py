@@ -246,6 +246,7 @@ def test_names_that_are_not_utf8_and_their_batch(fanwise, scratch):
     while not select.select([plain.process.stdout], [], [], 0.05)[0]:
         write(scratch / "probe")
     running.send(signal.SIGSTOP)  # so that all of it is one batch
+    os.waitid(os.P_PID, running.process.pid, os.WSTOPPED)  # all its threads
     write(scratch / "good-1")
     os.close(os.open(odd, os.O_CREAT | os.O_WRONLY))
     os.rename(odd, new)
