@@ -186,6 +186,8 @@ def test_a_new_scenario_does_not_replace_a_file(run, here):
         (["show"], 2, "Name a SCENARIO or SCENARIO/DESIGN, or a --file"),
         (["replay", BREAKS, "A1", "--json", "--chart"], 2, "exclude each other"),
         (["run", "--random", "1", "--pct", "1"], 2, "exclude each other"),
+        (["run", "--unbounded", "--bound", "3"], 2, "--unbounded excludes --bound"),
+        (["run", "--unbounded", "--random", "1"], 2, "--unbounded excludes --bound"),
         (["run", "--file", "there-is-none.py"], 2, "there-is-none.py is not a Python file"),
         (["new", "1st"], 2, "'1st' is no name for a Python module"),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from fanwise import Exit, FanwiseError
 from fanwise.cli._output import Output
@@ -117,6 +118,9 @@ def run(
     """
     if random is not None and pct is not None:
         raise click.UsageError("--random and --pct exclude each other.")
+    bounded = click.get_current_context().get_parameter_source("bound") != ParameterSource.DEFAULT
+    if unbounded and (bounded or random is not None or pct is not None):
+        raise click.UsageError("--unbounded excludes --bound, --random and --pct.")
     output = Output()
     status = Exit.OK
     most = None if unbounded else bound
