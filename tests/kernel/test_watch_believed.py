@@ -580,41 +580,12 @@ def test_what_is_told_while_a_listing_waits_is_newer(
             assert str(a / "h") in found
 
 
-@pytest.mark.parametrize("index", [False, True])
-def test_what_is_told_while_a_listing_waits_is_undone_in_a_loss(
-    tmpfs: Path, pure: bool, index: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The directory is listed again behind that loss, and what was told before it is older."""
-    a = tmpfs / "a"
-    for each in (a, tmpfs / "hit"):
-        each.mkdir()
-    write(a / "f")
-    held = Held(a, monkeypatch)
-    with fanwise.watch(tmpfs, pure=pure, index=index, queue=64 << 10) as watch:
-        w = Watched(watch, tmpfs)
-        held.armed.set()
-        watch.pause()
-        write(a / "g")
-        watch.resume()
-        try:
-            held.until(w)
-            write(a / "z")
-            w.until("written", a / "z")
-            until_nothing_fits(watch, tmpfs / "hit")
-            os.unlink(a / "z")
-            assert watch._groups[0].source.drain.sync(20)
-            w.until("lost")
-        finally:
-            held.go_on.set()
-        w.check()
-        assert w.consumer.repaired
-
-
+@pytest.mark.parametrize("lost", ["a name that was told", "the directory's move"])
 @pytest.mark.parametrize("index", [False, True])
 def test_a_listing_that_a_later_loss_makes_void_is_made_again(
-    tmpfs: Path, pure: bool, index: bool, monkeypatch: pytest.MonkeyPatch
+    tmpfs: Path, pure: bool, index: bool, lost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The directory moved in that loss, and no name in it was hit."""
+    """What was told before that loss is older, also where no name in the directory was hit."""
     a = tmpfs / "a"
     for each in (a, tmpfs / "hit"):
         each.mkdir()
@@ -628,8 +599,14 @@ def test_a_listing_that_a_later_loss_makes_void_is_made_again(
         watch.resume()
         try:
             held.until(w)
+            if lost == "a name that was told":
+                write(a / "z")
+                w.until("written", a / "z")
             until_nothing_fits(watch, tmpfs / "hit")
-            os.rename(a, tmpfs / "b")
+            if lost == "a name that was told":
+                os.unlink(a / "z")
+            else:
+                os.rename(a, tmpfs / "b")
             assert watch._groups[0].source.drain.sync(20)
             w.until("lost")
         finally:
