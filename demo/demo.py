@@ -502,6 +502,8 @@ def main() -> int:
         signal.signal(signum, SIGNALS)
     stack = contextlib.ExitStack()
     try:
+        with SIGNALS.held():
+            tempfile.gettempdir()  # tries it with a file, the first time
         reason = cannot_show()
         if reason is not None:
             raise Unavailable(reason)

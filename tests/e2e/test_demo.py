@@ -155,3 +155,24 @@ def test_an_ordinary_user_is_told_why_not(cannot_run):
     assert (done.returncode, done.stderr) == (0, "")
     assert "cannot show that here:" in done.stdout
     assert "needs root; run as root\n" in done.stdout
+
+
+PROBED = """
+import os, signal
+real = os.open
+def interrupted(path, *rest, **more):
+    fd = real(path, *rest, **more)
+    if os.path.dirname(path) == os.environ["TMPDIR"]:
+        os.kill(os.getpid(), signal.SIGINT)
+    return fd
+os.open = interrupted
+"""
+
+
+def test_interrupted_while_a_place_is_tried_it_leaves_no_file(demo, tmp_path_factory):
+    # tempfile tries a directory with a file, which an exception would leave there.
+    hooks = tmp_path_factory.mktemp("hooks")
+    (hooks / "sitecustomize.py").write_text(PROBED)
+    process = demo("--files", "200", PYTHONPATH=str(hooks))
+    _, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, err) == (130, "")

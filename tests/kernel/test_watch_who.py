@@ -93,7 +93,7 @@ open(sys.argv[1], "w").close()
 
 EXEC = """
 import os, sys
-open(sys.argv[1], "w").close()
+os.mkdir(sys.argv[1])  # one record, however it is read
 print("done", flush=True)
 sys.stdin.readline()
 os.execv("/bin/sleep", ["sleep", "60"])
@@ -109,8 +109,7 @@ def test_exec_between_the_change_and_the_look(tmpfs, tracefs):
             assert child.stdout is not None
             assert child.stdin is not None
             child.stdout.readline()
-            drained(reader.watch, before + 1)
-            time.sleep(0.05)  # more than a read is late; the exec is after it then
+            drained(reader.watch, before + 1)  # the exec is after that
             child.stdin.write("\n")
             child.stdin.flush()
             deadline = time.monotonic() + 20
