@@ -331,6 +331,20 @@ def test_errors_given_back_stand_where_they_stood(core, group):
     assert (group.errors.size, group.errors.orphans) == (2, 0)
 
 
+def test_an_error_given_back_late_leaves_what_came_behind_it_readable(core, group):
+    for fs in (1, 2):
+        group.add(whole(fs), m.FS_ERROR | m.CREATE)
+    failing, going_on = group.reader(), group.reader()
+    core.send([error(), other(b"a")])
+    assert [e.fs for e in failing.take()] == [1]
+    assert [e.name for e in going_on.take()] == [b"a"]  # which stood behind the error
+    core.send([error(fs=2)])
+    failing.leave()
+    assert [e.fs for e in going_on.take()] == [1]
+    assert [e.fs for e in group.read()] == [2]
+    assert not len(group.queue)
+
+
 def test_an_older_error_given_back_first_stays_the_first(core, group):
     group.add(whole(1), m.FS_ERROR)
     one, two = group.reader(), group.reader()

@@ -190,7 +190,7 @@ class Queue:
         slot = self.errors.first
         if slot is None:
             return self._pop(most), None
-        before = slot.behind - self._out
+        before = max(0, slot.behind - self._out)  # one that was put back may be late
         if most is not None and most <= before:
             return self._pop(most), None
         out = self._pop(before)
