@@ -3,6 +3,8 @@
     python tests/run.py [ARGUMENTS of pytest]
 
 What loses changes on purpose stands in one process with what lowers a limit of the whole machine.
+The command comes after it, when the sources of health have been tested beside. What only computes
+is nice to those that wait for an event.
 """
 
 import subprocess
@@ -12,20 +14,21 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 LOSSES = [TESTS / "kernel" / f"test_watch_{name}.py" for name in ("index", "repair", "below")]
+COMMAND = [TESTS / "e2e"]
 KERNEL = [TESTS / "kernel", *(f"--ignore={path}" for path in LOSSES)]
-REST = [TESTS / name for name in ("e2e", "model", "unit", "wire")]
+COMPUTING = [TESTS / name for name in ("model", "unit", "wire")]
 
 
 def main() -> int:
     pytest = [sys.executable, "-m", "pytest", *sys.argv[1:], "-p", "no:cacheprovider"]
     beside = []
-    for part in (LOSSES, KERNEL):
+    for before, part in (([], KERNEL), (["nice"], COMPUTING)):
         output = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
-        command = [*pytest, *map(str, part)]
+        command = [*before, *pytest, *map(str, part)]
         beside.append((subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT), output))
     statuses = []
     try:
-        statuses.append(subprocess.run([*pytest, *map(str, REST)]).returncode)
+        statuses.append(subprocess.run([*pytest, *map(str, LOSSES + COMMAND)]).returncode)
     finally:
         # An interrupt reaches all of them; each unmounts what it mounted.
         for process, output in beside:
