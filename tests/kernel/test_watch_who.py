@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import fanwise
 from fanwise import Change
 from tests.kernel.conftest import run
@@ -498,19 +500,45 @@ def test_without_a_descriptor_left(tmpfs, tracefs):
         assert by.state == "traced"
 
 
-def test_a_trace_that_somebody_switches_off_names_nobody_wrong(tmpfs, tracefs, pure):
+@pytest.mark.parametrize("how", ["tracing_on", "events/enable"])
+def test_a_trace_that_somebody_switches_off_names_nobody_wrong(tmpfs, tracefs, pure, how):
+    """Its events too: it is switched on again, and who cannot be known is nobody."""
+    script = f"echo > {tmpfs}/a && read go && exec /usr/bin/touch {tmpfs}/b"
     with watching(tmpfs, who=True, pure=pure) as reader:
-        (tmpfs / "a").touch()
-        (own,) = {c.process for c in of(reader.told(), tmpfs / "a")}
-        assert own is not None
+        shell = subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.PIPE)
+        while not of(told := reader.told(), tmpfs / "a"):
+            pass
+        (by,) = {c.process for c in of(told, tmpfs / "a")}
+        assert by is not None
+        assert by.name == "sh"
         (name,) = (n for n in os.listdir(f"{tracefs}/instances") if f"-{os.getpid()}-" in n)
-        Path(tracefs, "instances", name, "tracing_on").write_text("0")
-        run("/usr/bin/touch", f"{tmpfs}/b")
+        Path(tracefs, "instances", name, how).write_text("0")
+        shell.communicate(b"\n")  # what it became is not seen
+        run("/usr/bin/touch", f"{tmpfs}/c")
         told = reader.told()
-        assert {c.process.state for c in of(told, tmpfs / "b") if c.process} <= {"gone"}
+        for path in (tmpfs / "b", tmpfs / "c"):
+            assert {c.process.state for c in of(told, path) if c.process} == {"gone"}
+        assert reader.watch.stats()["who_trace_lost"] >= 1
+        # From here on they are named again, also those that are gone when they are looked at.
+        assert reader.watch.who_limits is None
+        run("/usr/bin/touch", f"{tmpfs}/d")
+        (by,) = {c.process for c in of(reader.told(), tmpfs / "d")}
+        assert by is not None
+        assert (by.name, by.exe, by.state) == ("touch", "/usr/bin/touch", "traced")
+    assert name not in os.listdir(f"{tracefs}/instances")
+
+
+def test_a_trace_that_cannot_be_switched_on_again_ends(tmpfs, tracefs):
+    with watching(tmpfs, who=True) as reader:
+        assert reader.watch._who is not None
+        trace = reader.watch._who.trace
+        os.close(trace._dir)
+        trace._dir = os.open("/proc/self/fdinfo", os.O_PATH | os.O_CLOEXEC)
+        (tmpfs / "a").touch()
+        assert of(reader.told(), tmpfs / "a")
         limits = reader.watch.who_limits
         assert limits is not None
-        assert "switched it off" in limits
+        assert "cannot be kept as it was made" in limits
         # Who is there is told by looking, as without a trace, once that is sure.
         deadline = time.monotonic() + 20
         state = ""
@@ -518,4 +546,3 @@ def test_a_trace_that_somebody_switches_off_names_nobody_wrong(tmpfs, tracefs, p
             assert time.monotonic() < deadline
             (tmpfs / "c").touch()
             state = reader.told()[-1].process.state
-    assert name not in os.listdir(f"{tracefs}/instances")

@@ -134,6 +134,8 @@ class TraceSource:
         self._cpus: list[int] = []
         self._free = self._dir = self._above = -1
         self._size = ""
+        self._kept = 0  # when a look began that found all as it was made
+        self._found: list[str] = []  # by a look that could not put it right, or not yet
         self._held: list[TraceRecord] = []
         self._known: dict[str, int] = {}  # losses that the counters told, so far
         TRACE.start(self)
@@ -248,7 +250,7 @@ class TraceSource:
             except (OSError, KeyError, FanwiseError) as error:
                 why = error.strerror if isinstance(error, OSError) else str(error)
                 self.missing[event.name] = f"cannot be recorded: {why}"
-        self.complete_to = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self.complete_to = self._kept = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def _enable(self, event: TraceEvent) -> None:
         base = f"events/{event.name}"
@@ -411,13 +413,15 @@ class TraceSource:
     def keep(self) -> TraceLoss | None:
         """Look whether somebody switched it off, and switch it on again; for now and then.
 
-        Gives the time in which records may be lost, None when all is as it was made; `disturbed`
-        says what was found. Whether events are still enabled, and the size of the buffers, which
-        reading ``free_buffer`` takes away, are looked at as well. Costs a file an event, some
-        0.1 ms in all. Raises OSError when it cannot be seen or put right.
+        Gives the time in which records may be lost, which begins at the last look that found all as
+        it was made; None when it is now. `disturbed` says what was found. Whether events are still
+        enabled, and the size of the buffers, which reading ``free_buffer`` takes away, are looked
+        at as well. Costs a file an event, some 0.1 ms in all. Raises OSError when it cannot be seen
+        or put right.
         """
         if not self.up:
             return None
+        began = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         found = [] if self.recording else ["switched it off (tracing_on)"]
         off = []
         for event in self.events:
@@ -429,8 +433,10 @@ class TraceSource:
         size = self._read("buffer_size_kb")
         if size != self._size:
             found.append(f"changed the size of its buffers to {size.strip()} KiB")
+        found = self._found = list(dict.fromkeys([*self._found, *found]))
         self.disturbed = None
         if not found:
+            self._kept = began
             return None
         if size != self._size:
             self._write("buffer_size_kb", str(self.kb))
@@ -441,9 +447,12 @@ class TraceSource:
             except FanwiseError as error:  # it was understood before
                 raise OSError(errno.EIO, str(error), event.name) from error
         self._write("tracing_on", "1")
+        self._found = []
         self.disturbances += 1
         self.disturbed = f"somebody {', '.join(found)}; this was put right"
-        return TraceLoss(self.complete_to, time.clock_gettime_ns(time.CLOCK_BOOTTIME), None)
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        after, self._kept = min(self.complete_to, self._kept), now
+        return TraceLoss(after, now, None)
 
     def lost_unseen(self) -> TraceLoss | None:
         """Look at the counters for losses that no page tells of; None when there are none new."""

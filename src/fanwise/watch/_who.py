@@ -18,6 +18,7 @@ LIFETIME  a holder stays until all that was raised before it ended, and some sec
 """
 
 import contextlib
+import errno
 import os
 import time
 from bisect import bisect_left
@@ -204,7 +205,7 @@ class Who:
         """Return counters."""
         return {
             "who_trace_records": self.trace.records,
-            "who_trace_lost": self.trace.lost,
+            "who_trace_lost": self.trace.lost + self.trace.disturbances,
             "who_processes": self._count,
         }
 
@@ -319,12 +320,22 @@ class Who:
                     self._lose(loss)
                 for record in records:
                     self._apply(record)
-                # Without a descriptor left it is looked at the next time.
-                with contextlib.suppress(OSError):
-                    if not self.trace.recording:
-                        self._give_up("somebody switched it off (tracing_on)")
+                self._keep()
         for found in looks:
             self._attach(found)
+
+    # Behind what was taken, and before anybody is named by it: it is told as a loss, and who is
+    # there is looked at again.
+    def _keep(self) -> None:
+        try:
+            loss = self.trace.keep()
+        except OSError as error:
+            # Without a descriptor left it is looked at the next time.
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                self._give_up(f"it cannot be kept as it was made: {error}")
+            return
+        if loss is not None:
+            self._lose(loss)
 
     def _give_up(self, reason: str) -> None:
         self._lose(TraceLoss(self.trace.complete_to, now(), None))
