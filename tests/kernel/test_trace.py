@@ -317,6 +317,32 @@ def test_the_mount_that_it_was_made_through_goes(tracefs, tmp_path):
     assert instances(tracefs) == []
 
 
+def test_the_mount_goes_while_it_is_made(tracefs, tmp_path, monkeypatch):
+    """It is made anew through another one, and the first is not left."""
+    other = tmp_path / "other"
+    other.mkdir()
+    run("mount", "-t", "tracefs", "fanwise-test", str(other))
+    descriptors = set(os.listdir("/proc/self/fd"))
+    source = TraceSource([RENAME._replace(stacks=1)])
+    ways, read = iter([str(other), tracefs]), source._read
+
+    def and_it_goes(name):
+        if os.path.ismount(other):
+            run("umount", "--lazy", str(other))
+        return read(name)
+
+    monkeypatch.setattr(source, "_find", lambda: next(ways))
+    monkeypatch.setattr(source, "_read", and_it_goes)
+    with source:
+        assert (source.state, source.reason) == ("UP", None)
+        assert os.path.dirname(source.path) == f"{tracefs}/instances"
+        assert len(instances(tracefs)) == 1
+        rename_self("fw-one")
+        assert STACK in [r.event for r in source.take()[0]]
+    assert instances(tracefs) == []
+    assert set(os.listdir("/proc/self/fd")) <= descriptors
+
+
 RACE = """
 import os, sys
 from fanwise.sources.trace import TraceEvent, TraceSource

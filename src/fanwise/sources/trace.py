@@ -153,6 +153,7 @@ class TraceSource:
                 self._make(found)
             except FileNotFoundError:
                 # Somebody else's mount, and just unmounted: is there another one?
+                self._release()  # it may go when the instance is there already
                 found, gone = self._find() or found, found
                 if self._tracefs is not None or found == gone:
                     raise
@@ -233,10 +234,10 @@ class TraceSource:
             cpus = [n for n in os.listdir(listed) if n.startswith("cpu")]
         finally:
             os.close(listed)
-        for cpu in sorted(int(n[3:]) for n in cpus):
+        self._cpus = sorted(int(n[3:]) for n in cpus)
+        for cpu in self._cpus:
             pipe = self._open(f"per_cpu/cpu{cpu}/trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK)
             self._fds.append(pipe)
-            self._cpus.append(cpu)
         self.clock_offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         if any(event.stacks for event in self.events):
             with open(f"{found}/events/{STACK}/format") as file:
