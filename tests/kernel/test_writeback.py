@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -10,12 +11,17 @@ from pathlib import Path
 import anyio
 import pytest
 
-from fanwise import FeatureMissing, NoSuchRoot
-from fanwise.health import writeback_errors
+from fanwise import ClosedError, FeatureMissing, NoSuchRoot
+from fanwise.health import _writeback, writeback_errors
 from fanwise.health._below import Below
 from fanwise.health._locate_child import above
 from tests.kernel.conftest import run, unmount
 from tests.kernel.faults import small_tmpfs, volume
+
+
+def own_instances(tracefs):
+    return [n for n in os.listdir(f"{tracefs}/instances") if f"-{os.getpid()}-" in n]
+
 
 DATABASE = """
 import os, sys
@@ -253,6 +259,59 @@ def test_in_a_loop(tmp_path, tracefs, backend):
         break_file(it, "db/table")
         error = anyio.run(main, backend=backend)
     assert (error.scope, error.errno) == ("object", errno.EIO)
+
+
+def test_without_a_descriptor_left_it_says_so_and_leaves_nothing(tmpfs, tracefs, monkeypatch):
+    """However far it comes; what looks the path up is done before."""
+    below = Below(tmpfs)
+    monkeypatch.setattr(_writeback, "Below", lambda path: below)
+    with writeback_errors(tmpfs, tracefs=tracefs):
+        pass  # what is imported and opened once, is
+    fds = len(os.listdir("/proc/self/fd"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free, said = 0, set()
+    while free < 100:
+        below = Below(tmpfs)
+        errors = writeback_errors(tmpfs, tracefs=tracefs, syncfs=True)
+        at = os.open("/", os.O_PATH)  # the lowest that is free
+        os.close(at)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (at + free, limits[1]))
+        try:
+            errors.open()
+            break
+        except FeatureMissing as error:
+            said.add((error.reason.partition(":")[0], "Too many open files" in error.reason))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert own_instances(tracefs) == []
+        assert len(os.listdir("/proc/self/fd")) <= fds
+        free += 1
+    errors.close()
+    assert own_instances(tracefs) == []
+    assert len(os.listdir("/proc/self/fd")) <= fds
+    assert said == {
+        ("write-back errors cannot be listened to", True),
+        ("it cannot be listened to who syncfs tells", True),
+        ("write-back errors cannot be waited for", True),
+    }
+
+
+def test_a_forked_child_has_none_of_it(tmpfs, tracefs):
+    with writeback_errors(tmpfs, tracefs=tracefs) as errors:
+        held = [errors.fileno(), errors._timer, *errors._trace.filenos()]
+        links = [os.readlink(f"/proc/self/fd/{fd}") for fd in held]
+        pid = os.fork()
+        if pid == 0:
+            left = [fd for fd in held if os.path.exists(f"/proc/self/fd/{fd}")]
+            try:
+                errors.read()
+            except ClosedError:
+                errors.close()
+                os._exit(0 if not left else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert [os.readlink(f"/proc/self/fd/{fd}") for fd in held] == links
+        assert errors.wait(0) == []
 
 
 def test_without_tracefs_it_says_what_to_do(tmp_path):

@@ -3,15 +3,18 @@
 REFS      a WritebackErrors owns a private trace instance, the group of `Below`, the helpers of
           Locate, and a timer. LOCKING  none: one owner.
 LIFETIME  see WRITEBACK. Leaving the with block, or `close`, takes the trace instance away; one that
-          was killed leaves it to the next start of any (see fanwise.sources.trace).
+          was killed leaves it to the next start of any (see fanwise.sources.trace). In a forked
+          child it is closed.
 
 Kernel source: mm/filemap.c (__filemap_set_wb_err, file_check_and_advance_wb_err), lib/errseq.c.
 """
 
+import contextlib
 import errno as codes
 import os
 import select
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +42,8 @@ _JOIN = 2.0  # seconds between a failed request and the page that it was for
 _MOST_TOLD = 64  # of one file
 _MOST_FILES = 10_000
 _LOOK = 1.0  # seconds between two looks whether the trace is as it was made
+
+_live: "weakref.WeakSet[WritebackErrors]" = weakref.WeakSet()
 
 
 class Told(msgspec.Struct, frozen=True, gc=False):
@@ -110,41 +115,51 @@ class WritebackErrors:
 
     def open(self) -> None:
         """Begin to listen. Raises NoSuchRoot, NotWatchable, PermissionNeeded and FeatureMissing."""
-        below = Below(self.path)
-        if below.target.key is None:
-            below.close()
-            raise NotWatchable(
-                self.path,
-                "its filesystem does not answer",
-                "see fanwise health: it is shut down, or it hangs",
-            )
-        self._own = below.target.key[1]
-        self._trace.open()
-        missing = [name for name in (_SET, _TOLD) if name in self._trace.missing]
-        if not self._trace.up or missing:
-            self._trace.close()
-            below.close()
-            reason = f"write-back errors cannot be listened to: {self._trace.reason}"
-            kind = FeatureMissing if os.geteuid() == 0 else PermissionNeeded
-            raise kind(self.path, reason, self._trace.remedy or "use a kernel with these events")
-        if self._syncfs is not None:
-            self._syncfs.open()
-            if not self._syncfs.up:
-                reason = f"it cannot be listened to who syncfs tells: {self._syncfs.reason}"
-                self._trace.close()
-                below.close()
-                raise FeatureMissing(self.path, reason, "listen without syncfs=True")
-        self._below = below
-        self._devices = _devices(below.target.mount.dev, below.target.mount.source)
-        self._poll = select.epoll()
-        for fd in self._trace.filenos():
-            self._poll.register(fd, select.EPOLLIN)
-        for fd in self._syncfs.filenos() if self._syncfs else ():
-            self._poll.register(fd, select.EPOLLIN)
-        # Nothing wakes who listens to an instance that somebody switched off.
-        self._timer = timer(_LOOK)
-        self._poll.register(self._timer, select.EPOLLIN)
+        with contextlib.ExitStack() as undo:
+            below = Below(self.path)
+            undo.callback(below.close)
+            if below.target.key is None:
+                raise NotWatchable(
+                    self.path,
+                    "its filesystem does not answer",
+                    "see fanwise health: it is shut down, or it hangs",
+                )
+            self._own = below.target.key[1]
+            undo.callback(self._trace.close)
+            self._trace.open()
+            missing = [name for name in (_SET, _TOLD) if name in self._trace.missing]
+            if not self._trace.up or missing:
+                reason = f"write-back errors cannot be listened to: {self._trace.reason}"
+                kind = FeatureMissing if os.geteuid() == 0 else PermissionNeeded
+                remedy = self._trace.remedy or "use a kernel with these events"
+                raise kind(self.path, reason, remedy)
+            if self._syncfs is not None:
+                undo.callback(self._syncfs.close)
+                self._syncfs.open()
+                if not self._syncfs.up:
+                    reason = f"it cannot be listened to who syncfs tells: {self._syncfs.reason}"
+                    raise FeatureMissing(self.path, reason, "listen without syncfs=True")
+            self._below = below
+            self._devices = _devices(below.target.mount.dev, below.target.mount.source)
+            try:
+                self._poll = select.epoll()
+                undo.callback(self._poll.close)
+                # Nothing wakes who listens to an instance that somebody switched off.
+                self._timer = timer(_LOOK)
+                undo.callback(os.close, self._timer)
+                for fd in (
+                    *self._trace.filenos(),
+                    *(self._syncfs.filenos() if self._syncfs else ()),
+                    self._timer,
+                ):
+                    self._poll.register(fd, select.EPOLLIN)
+            except OSError as error:
+                reason = f"write-back errors cannot be waited for: {error.strerror}"
+                remedy = "let the process open more files (ulimit -n)"
+                raise FeatureMissing(self.path, reason, remedy) from error
+            undo.pop_all()
         WRITEBACK.advance(self, "open")
+        _live.add(self)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when `read` may give something."""
@@ -221,6 +236,7 @@ class WritebackErrors:
     def close(self) -> None:
         """Stop listening; idempotent."""
         if self.state == "OPEN":
+            _live.discard(self)
             self._poll.close()
             self._below.close()
             os.close(self._timer)
@@ -230,6 +246,13 @@ class WritebackErrors:
         if self.state != "CLOSED":
             self._locate.close()
             WRITEBACK.advance(self, "close")
+
+    def _forget(self) -> None:
+        # In a forked child: the trace is the parent's, and so is what the timer said.
+        self._poll.close()
+        os.close(self._timer)
+        self._locate.close()
+        self.state = "CLOSED"
 
     def __enter__(self) -> "WritebackErrors":
         self.open()
@@ -406,3 +429,12 @@ def _devices(dev: tuple[int, int], source: bytes) -> set[tuple[int, int]]:
             text = parent.read_text().strip().split(":")
             found.add((int(text[0]), int(text[1])))
     return found
+
+
+def _after_fork() -> None:
+    for errors in list(_live):
+        errors._forget()
+    _live.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

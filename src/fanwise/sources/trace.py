@@ -201,6 +201,8 @@ class TraceSource:
         self.reason = f"no instance can be made in {found}: {error.strerror}"
         if error.errno in (errno.EPERM, errno.EACCES):
             self.remedy = "run as root, on a kernel that is not locked down (lockdown(7))"
+        elif error.errno in (errno.EMFILE, errno.ENFILE):
+            self.remedy = "let the process open more files (ulimit -n)"
         elif error.errno == errno.EROFS:
             self.remedy = "mount tracefs writable"
         TRACE.advance(self, "fail")
