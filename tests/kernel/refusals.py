@@ -17,9 +17,9 @@ from fanwise.kernel.libc import libc
 
 NUMBERS = {
     "x86_64": {"fanotify_init": 300, "fanotify_mark": 301, "name_to_handle_at": 303,
-               "open_by_handle_at": 304},
+               "open_by_handle_at": 304, "statx": 332},
     "aarch64": {"fanotify_init": 262, "fanotify_mark": 263, "name_to_handle_at": 264,
-                "open_by_handle_at": 265},
+                "open_by_handle_at": 265, "statx": 291},
 }[os.uname().machine]  # fmt: skip
 NUMBERS["statmount"] = 457
 NUMBERS["listmount"] = 458

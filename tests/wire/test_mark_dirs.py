@@ -1,8 +1,13 @@
 """mark_dirs, present_in and mount_at: native and pure answer alike, also when asked nonsense."""
 
 import errno
+import json
 import os
 import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -165,6 +170,63 @@ def test_mount_at(tmp_path, cannot_run):
         for bad in (7, None, "a\0b"):
             with pytest.raises((TypeError, ValueError)):
                 parts.mount_at(bad)
+
+
+HIDE = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/stat.h>
+
+int statx(int fd, const char *restrict path, int flags, unsigned mask, struct statx *restrict st)
+{
+    int (*real)(int, const char *, int, unsigned, struct statx *) = dlsym(RTLD_NEXT, "statx");
+    int failed = real(fd, path, flags, mask, st);
+    if (!failed) {
+        st->stx_mask &= ~0x1000u;
+        st->stx_mnt_id = 0;
+    }
+    return failed;
+}
+"""
+OLD = """
+import errno, json, sys
+from fanwise.kernel import native
+from tests.kernel import refusals
+
+refuse, code, *paths = sys.argv[1:]
+refusals.install_filter(refuse.split(), int(code))
+for parts in (native.parts(pure=False), native.parts(pure=True)):
+    said = []
+    for path in paths:
+        try:
+            said.append(parts.mount_at(path))
+        except OSError as error:
+            said.append(errno.errorcode[error.errno])
+    print(json.dumps(said))
+"""
+
+
+@pytest.mark.parametrize("code", [None, errno.ENOSYS, errno.EPERM])
+def test_mount_at_where_statx_does_not_say(tmp_path, cannot_run, code):
+    """Before Linux 5.8, which does not know the flag, 4.11, or under a filter; and no handles."""
+    native_parts(cannot_run)
+    (tmp_path / "link").symlink_to("/proc/self")
+    there = ["/", "/proc", "/dev/null", "/sys", str(tmp_path), str(tmp_path / "link")]
+    nowhere = {str(tmp_path / "none"): "ENOENT", "/dev/null/x": "ENOTDIR"}
+    refuse, env = "statx name_to_handle_at", dict(os.environ)
+    if code is None:
+        compiler = shutil.which("cc") or shutil.which("gcc") or cannot_run("no C compiler")
+        hide = str(tmp_path / "hide.so")
+        command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", hide, "-ldl"]
+        subprocess.run(command, input=HIDE, text=True, check=True)
+        env["LD_PRELOAD"] = f"{env.get('LD_PRELOAD', '')} {hide}"
+        refuse, code = "name_to_handle_at", errno.EOPNOTSUPP
+    child = subprocess.run(
+        [sys.executable, "-c", OLD, refuse, str(code), *there, *nowhere],
+        stdout=subprocess.PIPE, check=True, text=True, env=env, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    expected = [*map(mount_of_link, there), *nowhere.values()]
+    assert [json.loads(line) for line in child.stdout.splitlines()] == [expected] * 2
 
 
 def mount_of_link(path):

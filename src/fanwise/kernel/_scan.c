@@ -15,6 +15,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -739,31 +740,49 @@ done:
     return out;
 }
 
+/* The mount that a path leads to, as /proc says of a descriptor; 0, or -1 with errno. */
+static int mount_by_fdinfo(const char *path, uint64_t *mount)
+{
+    char text[64];
+    int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    snprintf(text, sizeof text, "/proc/self/fdinfo/%d", fd);
+    FILE *info = fopen(text, "re");
+    int found = 0, err = info ? EIO : errno;
+    while (info && !found && fgets(text, sizeof text, info))
+        found = sscanf(text, "mnt_id: %" SCNu64, mount) == 1;
+    if (info)
+        fclose(info);
+    close(fd);
+    errno = err;
+    return found ? 0 : -1;
+}
+
 static PyObject *mount_at(PyObject *self, PyObject *given)
 {
     (void)self;
-    union {
-        struct file_handle h;
-        char room[sizeof(struct file_handle) + 128];
-    } u;
     PyObject *path, *out = NULL;
     if (!PyUnicode_FSConverter(given, &path))
         return NULL;
     const char *name = PyBytes_AsString(path);
     struct statx st = {0};
-    int mount, fid = 1, failed;
+    uint64_t mount = 0;
+    int failed;
     Py_BEGIN_ALLOW_THREADS /* a look-up may wait for a server */
     failed = statx(AT_FDCWD, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC,
                    STATX_MNT_ID, &st);
-    if (!failed && !(st.stx_mask & STATX_MNT_ID)) /* before v5.8 */
-        failed = handle_of(AT_FDCWD, name, &u.h, &mount, &fid);
-    else
-        mount = (int)st.stx_mnt_id;
+    mount = st.stx_mnt_id;
+    /* Before v5.8, or with an old filter of system calls. EINVAL is the C library's, which then
+     * does without. */
+    if (failed ? errno == ENOSYS || errno == EPERM || errno == EINVAL
+               : !(st.stx_mask & STATX_MNT_ID))
+        failed = mount_by_fdinfo(name, &mount);
     Py_END_ALLOW_THREADS
     if (failed)
         PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, given);
     else
-        out = PyLong_FromLong(mount);
+        out = PyLong_FromUnsignedLongLong(mount);
     Py_DECREF(path);
     return out;
 }

@@ -213,7 +213,8 @@ def _statx_mount_id(fd: int, which: int) -> int | None:
     answer = ctypes.create_string_buffer(_STATX_BYTES)
     flags = AT_EMPTY_PATH | AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
     if libc.statx(fd, b"", flags, ctypes.c_uint(which), answer) < 0:
-        if ctypes.get_errno() in (errno.ENOSYS, errno.EPERM):  # old kernel, or an old filter
+        # An old kernel, or an old filter; EINVAL is the C library's, which then does without.
+        if ctypes.get_errno() in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
             return None
         raise last_error()
     (mask,) = struct.unpack_from("=I", answer.raw)
