@@ -76,8 +76,8 @@ def scenario_markdown(
         told = [f"breaks `{results[slug].property}`", *_parts(results[slug].seen)]
         outcome = "\n".join(f"- {part}" for part in told)
         parts.append(f"### How {slug} breaks\n\n{design.title}\n\n{drawn}\n{outcome}\n")
-        replay = f"fanwise lab replay {design.name} {results[slug].schedule}"
-        parts.append(f"```text\n{replay}\n```\n")
+        command = f"fanwise lab replay {design.name} {results[slug].schedule}"
+        parts.append(f"```text\n{command}\n```\n")
     parts.append("## States and transitions\n")
     lifetimes = {
         lifetime: None for design in scenario.designs.values() for lifetime in design.lifetimes
