@@ -1,6 +1,7 @@
 """State that a key could fail to show: the reduced search ends where the plain one does."""
 
 import functools
+import threading
 from collections import OrderedDict, defaultdict
 
 import msgspec
@@ -286,6 +287,30 @@ def test_a_schedule_that_changes_what_is_outside_of_the_model_is_found(where):
     assert (result.verdict, result.property) == ("breaks", "deterministic")
     assert where in result.seen
     assert "outside of the model" in result.seen
+
+
+def test_also_one_that_was_changed_before_the_model_could_not_be_keyed():
+    GLOBAL.clear()
+
+    def build(world):
+        def task():
+            lock = threading.Lock()
+            yield "hold"
+            with lock:
+                yield "let go"
+
+        def first():
+            yield "change"
+            GLOBAL["n"] = 1
+            world.task("one", task())
+            world.task("two", task())
+
+        world.task("first", first())
+
+    result = explore(design_of(build))
+    assert "lock" in result.not_keyed
+    assert (result.verdict, result.property) == ("breaks", "deterministic")
+    assert "GLOBAL" in result.seen
 
 
 @pytest.mark.parametrize("reduce", [True, False])

@@ -2,6 +2,7 @@
 
 from ._follow import STEPS, Figures, Followed, follow, same_twice
 from ._key import Keys, Unkeyable
+from ._outside import Outside
 from ._result import Bounds, Result
 from ._scenario import Build, Design
 from ._schedule import WrongSchedule, parse, render
@@ -32,10 +33,12 @@ def explore(
     ModelError when the model cannot be built.
     """
     not_keyed = None
+    outside = Outside(design.build)  # as it was before the first schedule of all
 
     def new() -> Search:
         return Search(
             design.build,
+            outside,
             bound=bound,
             steps=steps,
             seconds=seconds,

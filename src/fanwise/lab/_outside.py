@@ -4,7 +4,7 @@ A model may read such state. If a schedule changes it, keys do not show it and t
 begins with it, so that neither a cut nor a replay can be trusted: the model is not deterministic.
 
 REFS      holds on to nothing but digests, and what `Keys` holds.
-LIFETIME  one for each search.
+LIFETIME  one for all searches of an exploration, made before the first.
 """
 
 import sys

@@ -41,6 +41,7 @@ class Search:
     def __init__(
         self,
         build: Build,
+        outside: Outside,
         *,
         bound: int | None,
         steps: int,
@@ -62,7 +63,7 @@ class Search:
         self.steps = 0
         self.figures = Figures()
         self.keys = Keys()
-        self._outside = Outside(build)
+        self._outside = outside
         self._doubles = 0  # schedules that were run twice
         self.cases: set[tuple[str, str]] = set()
 
