@@ -16,6 +16,7 @@ import pytest
 
 import fanwise
 from fanwise.kernel.contract import LISTED, LISTED_DIR, NOTE_NAMES, NOTE_SELF
+from fanwise.names import repair
 from fanwise.names.scan import Scanner
 from fanwise.names.verify import Verifier
 from tests.kernel.conftest import run, unmount
@@ -578,6 +579,74 @@ def test_what_is_told_while_a_listing_waits_is_newer(
             assert not [c for c in w.consumer.told if c.is_dir and "deleted" in c.kinds]
             found = [c.path for c in w.consumer.told if c.inferred and "modified" in c.kinds]
             assert str(a / "h") in found
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_more_is_told_while_a_listing_waits_than_is_remembered(
+    tmpfs: Path, pure: bool, index: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is listed again; and what is told until then is not remembered any more."""
+    monkeypatch.setattr(repair, "_MOST_SINCE", 64)
+    a = tmpfs / "a"
+    a.mkdir()
+    write(a / "f")
+    held = Held(a, monkeypatch)
+    with fanwise.watch(tmpfs, pure=pure, index=index) as watch:
+        w = Watched(watch, tmpfs)
+        held.armed.set()
+        watch.pause()
+        write(a / "g")
+        watch.resume()
+        try:
+            held.until(w)
+            for n in range(200):
+                write(a / str(n))
+                if n % 2:
+                    os.unlink(a / str(n))
+                if n % 20 == 19:
+                    write(tmpfs / f"end{n}")
+                    w.until("created", tmpfs / f"end{n}")
+            since = watch._groups[0].resolver.repair._since
+            assert not since
+        finally:
+            held.go_on.set()
+        w.check()
+        assert w.consumer.repaired
+
+
+def test_more_is_told_in_the_first_scan_than_is_remembered(
+    tmpfs: Path, pure: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repair, "_MOST_SINCE", 16)
+    a = tmpfs / "a"
+    (a / "sub").mkdir(parents=True)
+    for n in range(20):
+        write(a / f"old{n}")
+        write(a / f"sub/old{n}")
+    held = Held(a, monkeypatch)
+    held.armed.set()
+    with fanwise.watch(tmpfs, pure=pure, index=True) as watch:
+        try:
+            while not held.listed.is_set():
+                watch.read(0.05)
+            for n in range(20):
+                write(a / f"new{n}")
+                os.unlink(a / f"old{n}")
+            write(tmpfs / "end")  # and only now it is taken
+            told: list[fanwise.Change] = []
+            while not any(c.path == str(tmpfs / "end") for c in told):
+                told += watch.read(0.1)
+        finally:
+            held.go_on.set()
+        w = Watched(watch, tmpfs)
+        watch.pause()
+        write(a / "sub/old3", "longer")
+        os.unlink(a / "sub/old4")
+        watch.resume()
+        w.check()
+        assert w.consumer.repaired
+        inferred = [c.path for c in w.consumer.told if c.inferred]
+        assert str(a / "sub/old3") in inferred
 
 
 @pytest.mark.parametrize("lost", ["a name that was told", "the directory's move"])

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .resolver import Resolver
 
 _AGAIN = 0.05  # seconds between attempts to mend the tree
+_MOST_SINCE = 1 << 17  # names told in directories while they are listed, some 300 bytes each
 BEHIND = 1 << 20  # bytes unread, above which nothing more is listed: live changes go first
 Name = tuple[bytes, bytes]
 
@@ -48,6 +49,7 @@ class Repair:
         # Of directories handed out: what was told of names in them since, name -> (is there, is a
         # directory, key). The listing may be of before that.
         self._since: dict[bytes, dict[bytes, tuple[bool, bool, bytes | None]]] = {}
+        self._over: set[bytes] = set()  # too many: void, and listed again when that listing is here
         self._late: dict[bytes, dict[bytes, tuple[bool, bool, bytes | None]]] = {}  # of `_lists`
         self._twice: set[bytes] = set()  # listed once more for it
         self._parked: dict[bytes, None] = {}  # had no way up to a root when their turn came
@@ -105,6 +107,7 @@ class Repair:
         self._out.clear()
         self._void.clear()
         self._since.clear()
+        self._over.clear()
         self._late.clear()
         self._lists.clear()
         self._gone.clear()
@@ -252,13 +255,21 @@ class Repair:
         And the directories that a window behind the loss names, until the queue was empty.
         """
         if self._out and self.listing:
-            for record in decoder.records_in(self._out):
+            out, void = self._out, self._void
+            if void:  # nobody takes what comes of those
+                out = {key: count for key, count in out.items() if count > void.get(key, 0)}
+            for record in decoder.records_in(out):
                 mask = record[0]
                 for name in names_of(record):
-                    if name[0] in self._out:
+                    if name[0] in out:
                         came = name == record[5:7] if mask & RENAME else mask & _BOTH == CREATE
                         here = self._since.setdefault(name[0], {})
                         here[name[1]] = came, bool(mask & ONDIR), record[7]
+            if sum(map(len, self._since.values())) > _MOST_SINCE:
+                for key in self._since:
+                    self._void[key] = self._out[key]
+                self._over.update(self._since)
+                self._since.clear()
         if self.unsettled:
             for record in decoder.dir_records():
                 if record[7] is not None:
@@ -418,6 +429,10 @@ class Repair:
                     if old > count:
                         self._void[key] = old - count
                 # Else it was handed out again since, and all of these were listed after that.
+                if key in self._over and key not in self._out:
+                    self._over.discard(key)
+                    if key in void:
+                        self._due[key] = None
                 late = self._since.get(key) if key in self._out else self._since.pop(key, None)
                 if late and key not in void:
                     self._late[key] = dict(late)
