@@ -581,6 +581,49 @@ def test_what_is_told_while_a_listing_waits_is_newer(
             assert str(a / "h") in found
 
 
+@pytest.mark.parametrize("into", ["a directory that is not hit", "its own, twice"])
+def test_a_file_that_was_changed_in_a_loss_moves_before_it_is_compared(
+    tmpfs: Path, pure: bool, into: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked for where it went, as often as it goes on."""
+    a, b = tmpfs / "a", tmpfs / "b"
+    for each in (a, b, tmpfs / "hit"):
+        each.mkdir()
+    write(a / "f")
+    held = Held(a, monkeypatch)
+    with fanwise.watch(tmpfs, pure=pure, index=True, queue=64 << 10) as watch:
+        w = Watched(watch, tmpfs)
+
+        def move(old: Path, new: Path) -> None:
+            os.rename(old, new)
+            w.until("renamed", new)
+
+        held.armed.set()
+        try:
+            until_nothing_fits(watch, tmpfs / "hit")
+            write(a / "f", "longer")
+            assert watch._groups[0].source.drain.sync(20)
+            w.until("lost")
+            held.until(w)
+            if into == "its own, twice":
+                move(a / "f", a / "g")
+                held.listed.clear()
+                held.armed.set()
+                held.go_on.set()
+                held.go_on.clear()
+                held.until(w)
+                move(a / "g", a / "h")
+            else:
+                move(a / "f", b / "g")
+                move(b / "g", b / "h")
+        finally:
+            held.go_on.set()
+        w.check()
+        assert w.consumer.repaired
+        inferred = [c.path for c in w.consumer.told if c.inferred and "modified" in c.kinds]
+        assert str((b if into != "its own, twice" else a) / "h") in inferred
+
+
 @pytest.mark.parametrize("index", [False, True])
 def test_more_is_told_while_a_listing_waits_than_is_remembered(
     tmpfs: Path, pure: bool, index: bool, monkeypatch: pytest.MonkeyPatch
@@ -606,8 +649,13 @@ def test_more_is_told_while_a_listing_waits_than_is_remembered(
                 if n % 20 == 19:
                     write(tmpfs / f"end{n}")
                     w.until("created", tmpfs / f"end{n}")
-            since = watch._groups[0].resolver.repair._since
-            assert not since
+            for n in range(0, 200, 2):  # which were made since; but nobody remembers
+                os.rename(a / str(n), a / f"{n}+")
+            write(tmpfs / "end")
+            w.until("created", tmpfs / "end")
+            mending = watch._groups[0].resolver.repair
+            assert not mending._since
+            assert sum(map(len, mending._loose.values())) <= 64
         finally:
             held.go_on.set()
         w.check()

@@ -52,6 +52,10 @@ class Repair:
         self._over: set[bytes] = set()  # too many: void, and listed again when that listing is here
         self._late: dict[bytes, dict[bytes, tuple[bool, bool, bytes | None]]] = {}  # of `_lists`
         self._twice: set[bytes] = set()  # listed once more for it
+        # With an index: names that a rename brought out of where nothing is compared yet, by the
+        # directory that they are in; and those for which alone a directory is handed out.
+        self._loose: dict[bytes, set[bytes]] = {}
+        self._only: dict[bytes, set[bytes]] = {}
         self._parked: dict[bytes, None] = {}  # had no way up to a root when their turn came
         # What was listed: a directory, its names, and the directories among them.
         self._lists: list[tuple[bytes, bytes, dict[bytes, bytes]]] = []
@@ -73,6 +77,8 @@ class Repair:
         if files is not None:
             files.begin(self.active)
             self._baseline = self._baseline or files.baseline
+        if not self.active:
+            self._twice.clear()  # of the first scan
         self.active = True
         self.unsettled.setdefault(b"", 0)
         if files is not None:
@@ -108,6 +114,8 @@ class Repair:
         self._void.clear()
         self._since.clear()
         self._over.clear()
+        self._loose.clear()
+        self._only.clear()
         self._late.clear()
         self._lists.clear()
         self._gone.clear()
@@ -270,10 +278,34 @@ class Repair:
                     self._void[key] = self._out[key]
                 self._over.update(self._since)
                 self._since.clear()
+        if self.active and self._r.files is not None and (self._due or self._out or self._loose):
+            self._take_along(decoder)
         if self.unsettled:
             for record in decoder.dir_records():
                 if record[7] is not None:
                     self.unsettled[record[7]] = self.unsettled.get(record[7], 0) | NOTE_SELF
+
+    def _take_along(self, decoder: Any) -> None:
+        # What was lost of a file's data is not told yet when a rename takes it out of a directory
+        # that waits to be compared: where it went is listed, too, if only for that.
+        for record in decoder.records_in(_Waiting(self._due, self._out, self._loose)):
+            names = names_of(record)
+            loose = record[0] & RENAME and len(names) == 2 and self._uncompared(*names[0])
+            for directory, name in names:
+                for each in (self._loose, self._only):
+                    if directory in each:
+                        each[directory].discard(name)
+            if loose and names[1][0] not in self._due:
+                self._loose.setdefault(names[1][0], set()).add(names[1][1])
+        if sum(map(len, self._loose.values())) > _MOST_SINCE:
+            self.want(self._loose)
+            self._loose.clear()
+
+    def _uncompared(self, directory: bytes, name: bytes) -> bool:
+        if directory in self._due or name in self._loose.get(directory, ()):
+            return True
+        only = self._only.get(directory)
+        return directory in self._out if only is None else name in only
 
     def told(self, directory: bytes, name: bytes, key: bytes | None) -> None:
         """Take what a name was told to lead to, where its records do not say."""
@@ -383,6 +415,8 @@ class Repair:
         """Whether nothing of it is left to list or to tell."""
         if self._due or self._lists or self._gone or self.unsettled or self.put_off:
             return False
+        if self._loose:
+            return False
         if self._r.behind(self._until):
             return False  # a directory that they bring is listed
         tree = self._r.tree
@@ -400,18 +434,28 @@ class Repair:
         while self._due and len(out) < most:
             key = next(iter(self._due))
             del self._due[key]
+            self._loose.pop(key, None)
             at = tree.find(key)
             if at < 0 or not self._watched(at):
                 self._parked[key] = None
                 continue
             tree.flag(at, flags.SCANNED, 0)
             out.append(key)
+        # Those that are out are listed when that listing is here: the names are told behind it.
+        for key in [key for key in self._loose if key not in self._out][: most - len(out)]:
+            names = self._loose.pop(key)
+            at = tree.find(key)
+            if names and at >= 0 and self._watched(at):
+                self._only[key] = names
+                out.append(key)
         return out
 
     def given(self, keys: Iterable[bytes]) -> None:
         """Note what the scanner was given."""
         for key in keys:
             self._due.pop(key, None)
+            if key in self._out:
+                self._only.pop(key, None)  # now it is for all of it
             self._out[key] = self._out.get(key, 0) + 1
 
     def take(self, results: Sequence[Any]) -> list[Any]:
@@ -423,6 +467,7 @@ class Repair:
                 self._out[key] -= count
                 if not self._out[key]:
                     del self._out[key]
+                    self._only.pop(key, None)
                 old = self._void.pop(key, 0)
                 if old >= count:
                     void.add(key)
@@ -635,6 +680,16 @@ class Repair:
         self.told_rows = 0
         self._baseline = None
         self._twice.clear()
+
+
+class _Waiting:
+    """Directories in any of some."""
+
+    def __init__(self, *them: Container[bytes]) -> None:
+        self._them = them
+
+    def __contains__(self, key: object) -> bool:
+        return any(key in each for each in self._them)
 
 
 _BOTH = CREATE | DELETE
