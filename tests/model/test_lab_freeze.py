@@ -1,8 +1,18 @@
 """A listener that fills, and a freezing filesystem: the verdict on each design."""
 
+import pytest
+
 from fanwise.lab import explore, load
 from fanwise.lab.scenarios import freeze
-from fanwise.lab.scenarios._freeze_tier import AGAIN, EVERYTHING, EVERYWHERE, Tier, TryingGuard
+from fanwise.lab.scenarios._freeze_tier import (
+    AGAIN,
+    DATA,
+    EVERYTHING,
+    EVERYWHERE,
+    Tier,
+    TryingGuard,
+)
+from fanwise.vfs.locks import NOTHING
 from fanwise.vfs.superblock import USER
 from tests.model.lab_verdicts import judged
 
@@ -49,6 +59,23 @@ def test_a_freezer_that_does_not_wait_for_writers_freezes_under_them():
             sb.freeze.state = "THAWED"
 
     result = seeded(lambda world: freeze._base(world, Tier(world, Hasty())))
+    assert result.property == "no-write-when-frozen"
+
+
+@pytest.mark.parametrize("way", EVERYTHING)
+def test_a_write_that_takes_no_protection_lands_on_a_frozen_filesystem(way):
+    class Reckless(TryingGuard):
+        def start(self, sb, level):
+            if self.vfs.current() not in self.trying:
+                return (yield from super().start(sb, level))
+            yield "start nothing"
+            return NOTHING
+
+    def build(world):
+        ways = (way, DATA)
+        freeze._base(world, Tier(world, Reckless(), ways=ways, tries=lambda each: each == way))
+
+    result = seeded(build)
     assert result.property == "no-write-when-frozen"
 
 

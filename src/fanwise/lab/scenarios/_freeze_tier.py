@@ -109,15 +109,28 @@ class Tier:
         self.done = False  # the freezer
         self.got: bytes | None = None
         self.jobs: list[PermissionEvent] = []
+        self._stood: object = None  # what was stored when it was frozen
         world.always("no-write-when-frozen", self._nobody_writes)
 
     def opened(self, path: str, flags: int, silent: bool = False) -> File:
         return finish(self.vfs.open(path, flags, silent=silent))
 
     def _nobody_writes(self) -> bool:
+        # Also one that takes no protection: all was written back, and names and attributes stand.
         freeze = self.sb.freeze
-        return freeze.state != "FROZEN" or not any(
-            level.holders for level in freeze.levels.values()
+        if freeze.state != "FROZEN":
+            self._stood = None
+            return True
+        stored = [
+            (node.number, node.mode, node.nlink, node.size, *node.entries.items())
+            for node in self.sb.disk.nodes.values()
+        ]
+        if self._stood is None:
+            self._stood = stored
+        return (
+            stored == self._stood
+            and not any(inode.dirty for inode in self.sb.inodes.values())
+            and not any(level.holders for level in freeze.levels.values())
         )
 
     # -- who accesses --
@@ -210,7 +223,7 @@ class Tier:
         return self.vfs.write(self.fill, CONTENT, 0)
 
     def temporary(self) -> Op[None]:
-        """Make a file to collect content in, and clone from it."""
+        """Make a file, as one to collect content in; to clone from it is a write, too."""
         try:
             yield from self.vfs.create("/new")
         except OSError as error:
