@@ -531,7 +531,10 @@ def test_what_losses_say_of_a_directory_adds_up(tmpfs: Path, pure: bool) -> None
 
 
 @pytest.mark.parametrize("index", [False, True])
-@pytest.mark.parametrize("what", ["renamed", "made and gone", "circle"])
+@pytest.mark.parametrize(
+    "what",
+    ["renamed", "made and gone", "circle", "out of a circle", "out of a circle, another comes"],
+)
 def test_what_is_told_while_a_listing_waits_is_newer(
     tmpfs: Path, pure: bool, what: str, index: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -562,6 +565,14 @@ def test_what_is_told_while_a_listing_waits_is_newer(
                     os.link(a / "f", a / "z")
                     os.unlink(a / "z")
                 os.link(a / "f", a / "z")
+            elif what.startswith(
+                "out of a circle"
+            ):  # the records say from y, and leave x where it was
+                monkeypatch.setattr(Verifier, "_look", lambda *_: None)  # not yet
+                for old, new in ("xy", "yu", "ux", "xy", "yv"):
+                    os.rename(a / old, a / new)
+                if what.endswith("another comes"):
+                    (a / "x").mkdir()
             else:
                 for old, new in ("xy", "yx", "xy"):
                     os.rename(a / old, a / new)
@@ -569,12 +580,18 @@ def test_what_is_told_while_a_listing_waits_is_newer(
             w.until("created", tmpfs / "end")
         finally:
             held.go_on.set()
-        if what == "made and gone":
+        if what.startswith(("made and gone", "out of a circle")):
             w.until("repaired")
             monkeypatch.setattr(Verifier, "_look", look)
             write(tmpfs / "end again")
         w.check()
         assert w.consumer.repaired
+        if what.endswith("another comes"):
+            about = [c for c in w.consumer.told if c.path == str(a)]
+            assert not [c for c in about if "relisted" in c.kinds and "x/" not in (c.names or ())]
+            assert not [
+                c for c in w.consumer.told if c.path == str(a / "x") and "deleted" in c.kinds
+            ]
         if what == "renamed" and index:
             assert not [c for c in w.consumer.told if c.is_dir and "deleted" in c.kinds]
             found = [c.path for c in w.consumer.told if c.inferred and "modified" in c.kinds]

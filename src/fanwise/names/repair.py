@@ -313,6 +313,18 @@ class Repair:
         if name in names:
             names[name] = key is not None, names[name][1], key
 
+    def told_gone(self, directory: bytes, name: bytes, record: Record) -> None:
+        """Take that a directory's name was told to have gone at a record that does not say so.
+
+        What `note` took from that record's window may be of before it, and then it is not so.
+        """
+        if not self.listing or self._out.get(directory, 0) <= self._void.get(directory, 0):
+            return
+        records = self._r.decoder.name_records(EVERYTHING)
+        behind = records[records.index(record) + 1 :] if record in records else []
+        if not any((directory, name) in names_of(each) for each in behind):
+            self._since.setdefault(directory, {})[name] = False, True, None
+
     def rest(self, rows: list[Any]) -> bool:
         """The queue was empty, all before it is decoded; False when the tree cannot be mended."""
         if self.put_off:

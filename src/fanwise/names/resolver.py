@@ -74,6 +74,7 @@ class Resolver:
             gone,
             self.verifier.told_both,
             self.verifier.told_gone,
+            self.verifier.told_back,
         )
         self.expander = self.settler.expander
         self.files = Files(self, parts.Index()) if index else None

@@ -56,7 +56,8 @@ class Settler:
         intake: Intake,
         gone: dict[bytes, set[bytes]],
         told_both: Callable[[bytes, bytes, bytes, bool], None],
-        told_gone: Callable[..., None],
+        told_gone: Callable[[bytes, bytes, Record], None],
+        told_back: Callable[[bytes, bytes], None],
     ) -> None:
         self._teller = teller
         self.dirs = directories
@@ -64,7 +65,7 @@ class Settler:
         self.lookup = directories.lookup
         self.decoder = decoder
         self._intake = intake
-        self.told_both, self.told_gone = told_both, told_gone
+        self.told_both, self.told_gone, self.told_back = told_both, told_gone, told_back
         self.expander = Expander(teller, directories, decoder, intake)
         self.files: Files | None = None
         # Names deleted of objects that live on: handle key -> {directory key + name}.
@@ -213,11 +214,11 @@ class Settler:
         held = self._held_elsewhere(target, directory, name) if directory is not None else None
         if held is not None:
             old = self._teller.where(*held)
-            self.told_gone(*held)
+            self.told_gone(*held, record)
             if self.files is not None:
                 self.files.misnamed(record, held)
         if directory2 is not None and name2 is not None:
-            self.told_gone(directory2, name2, False)
+            self.told_back(directory2, name2)
         if held is not None and old is not None and new is None:
             self._teller.tell(rows, record, DELETE, old[1], None, old[2])
             self._put(target, -1, name2 or b"")
@@ -333,7 +334,7 @@ class Settler:
         place = self._teller.where(above, held)
         if place is not None and place[0]:
             self._teller.tell(rows, record, DELETE, place[1], None, place[2], correction=True)
-            self.told_gone(above, held)
+            self.told_gone(above, held, record)
 
     def _left(self, at: int, record: Record, rows: list[Any]) -> None:
         # It went to where no mark is. It stays in the tree, outside of every root: its own mark

@@ -115,12 +115,14 @@ class Verifier:
         self._both[key, directory, name] = exists
         self._r.repair.told(directory, name, key if exists else None)
 
-    def told_gone(self, directory: bytes, name: bytes, gone: bool = True) -> None:
-        """Note that a name was told to have gone, where no record says so; or that it is back."""
-        if gone:
-            self._gone.add((directory, name))
-        else:
-            self._gone.discard((directory, name))
+    def told_gone(self, directory: bytes, name: bytes, record: Record) -> None:
+        """Note that a directory's name was told to have gone at a record that does not say so."""
+        self._gone.add((directory, name))
+        self._r.repair.told_gone(directory, name, record)
+
+    def told_back(self, directory: bytes, name: bytes) -> None:
+        """Note that a record says that it is there again."""
+        self._gone.discard((directory, name))
 
     def begin(self) -> None:
         """Look at a window before it is decoded."""
