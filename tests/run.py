@@ -22,7 +22,7 @@ COMPUTING = [TESTS / name for name in ("model", "unit", "wire")]
 
 
 def apart() -> list[str]:
-    # A slave: what is unmounted outside is not kept busy here.
+    # A slave: where mounts are shared, what others unmount meanwhile is not kept busy here.
     command = ["unshare", "--mount", "--propagation", "slave"]
     if shutil.which(command[0]) is None:
         return []
