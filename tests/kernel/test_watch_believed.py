@@ -136,15 +136,19 @@ def test_files_that_went_in_a_loss_and_then_their_directory(
         w.check()
 
 
+@pytest.mark.parametrize("scanning", [False, True])
 def test_a_directory_that_was_emptied_in_the_window_and_replaced(
-    tmpfs: Path, pure: bool, monkeypatch: pytest.MonkeyPatch
+    tmpfs: Path, pure: bool, scanning: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a loss nothing is told but what happened."""
+    """Without a loss nothing is told but what happened; also behind a window of the first scan."""
     paced(pure, monkeypatch, PACE)
     (tmpfs / "old/sub").mkdir(parents=True)
     (tmpfs / "new").mkdir()
     write(tmpfs / "new/f")
     with fanwise.watch(tmpfs, pure=pure, index=True) as watch:
+        if scanning:
+            write(tmpfs / "early")
+            assert watch._groups[0].empty(20)
         w = Watched(watch, tmpfs)
         until_paced(watch, tmpfs)
         os.rmdir(tmpfs / "old/sub")

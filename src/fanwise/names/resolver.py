@@ -169,6 +169,8 @@ class Resolver:
                             self.files.emptied(chunk.when)
                         return rows
                     self._open = self._drained = self._empty = True
+                    if self.files is not None:
+                        self.files.begun()
                     if not stop:
                         return rows
                     self._settle(stop, rows)
