@@ -2,7 +2,7 @@
 
     python tests/run.py [ARGUMENTS of pytest]
 
-What loses changes on purpose stands in one process with what lowers a limit of the whole machine.
+What loses changes on purpose stands in one process.
 The command comes after it, when the sources of health have been tested beside. What only computes
 is nice to those that wait for an event. Each has a mount namespace of its own where that can be
 had: what looks at every mount, or is asked by whoever opens something, would meet the others'.

@@ -1,7 +1,7 @@
 import ctypes
 import os
-import select
 import subprocess
+import sys
 
 import pytest
 
@@ -103,21 +103,26 @@ def test_strings_longer_than_the_first_buffer(tmpfs):
     assert mounts.statmount(found.unique_id).mount_point == os.fsencode(inner)
 
 
+# In a mount namespace of its own: others mount and unmount meanwhile.
+WAITING = """
+import select, subprocess, sys
+from fanwise.kernel import mounts
+fd = mounts.open_mountinfo()
+poll = select.poll()
+poll.register(fd, select.POLLPRI)
+assert poll.poll(0) == []
+subprocess.run(["mount", "-t", "tmpfs", "t", sys.argv[1]], check=True)
+assert poll.poll(20_000)
+assert poll.poll(0) == []
+subprocess.run(["umount", sys.argv[1]], check=True)
+assert poll.poll(20_000)
+"""
+
+
 def test_waiting_for_changes(tmpfs):
-    fd = mounts.open_mountinfo()
-    try:
-        poll = select.poll()
-        poll.register(fd, select.POLLPRI)
-        inner = tmpfs / "x"
-        inner.mkdir()
-        assert poll.poll(0) == []
-        subprocess.run(["mount", "-t", "tmpfs", "t", inner], check=True)
-        assert poll.poll(5000)
-        assert poll.poll(0) == []
-        unmount(inner)
-        assert poll.poll(5000)
-    finally:
-        os.close(fd)
+    argv = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", WAITING, tmpfs]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_detached_mount_is_not_visible():
