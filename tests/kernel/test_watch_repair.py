@@ -2,9 +2,9 @@
 
 import os
 import shutil
+import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -127,25 +127,41 @@ def test_an_exchange_of_two_trees_in_what_was_lost(fs: Path, pure: bool) -> None
         assert consumer.paths == on_disk(fs)
 
 
+# In a mount namespace of its own: what others mount meanwhile is work, too.
+IDLE = """
+import sys, time
+import fanwise
+from tests.kernel.test_watch_repair import kinds
+where = sys.argv[1]
+with fanwise.watch(
+    where, pure=sys.argv[2] == "True", kinds=["created", "opened", "accessed"]
+) as watch:
+    while not watch.scanned:
+        watch.read(0.01)
+    watch.pause()
+    watch.resume()
+    told = []
+    while "repaired" not in kinds(told):
+        told += watch.read(1)
+    # The listing raises opens and reads: none of them is told, none lists anything again.
+    assert set(kinds(told)) == {"lost", "relisted", "repaired"}, told
+    assert len(told) == len(kinds(told)), told
+    seconds = []
+    for _ in range(5):
+        before = time.process_time()
+        assert watch.read(1) == []
+        seconds.append(time.process_time() - before)
+print(min(seconds))
+"""
+
+
 def test_no_work_is_left_when_it_is_repaired(tmpfs: Path, pure: bool) -> None:
     Storm(tmpfs, 3).steps(200)
-    with fanwise.watch(tmpfs, pure=pure, kinds=["created", "opened", "accessed"]) as watch:
-        while not watch.scanned:
-            watch.read(0.01)
-        watch.pause()
-        watch.resume()
-        told: list[fanwise.Change] = []
-        while "repaired" not in kinds(told):
-            told += watch.read(1)
-        # The listing raises opens and reads: none of them is told, none lists anything again.
-        assert set(kinds(told)) == {"lost", "relisted", "repaired"}
-        assert len(told) == len(kinds(told))
-        seconds = []
-        for _ in range(5):  # others mount and unmount meanwhile, which wakes every watch
-            before = time.process_time()
-            assert watch.read(1) == []
-            seconds.append(time.process_time() - before)
-        assert min(seconds) < 0.01, "1 % of a core"
+    idle = [sys.executable, "-c", IDLE, str(tmpfs), str(pure)]
+    argv = ["unshare", "--mount", "--propagation", "private", *idle]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.01, "1 % of a core"
 
 
 def test_a_directory_moved_onto_a_name_that_is_not_listed_yet(
@@ -232,5 +248,5 @@ def test_a_move_behind_an_overflow_merged_into_one_before_it(
         assert consumer.repaired
         assert consumer.paths == on_disk(ext4)
         write(b / "below/probe")
-        told = watch.read(PACE)
+        told = list(chain.from_iterable(rest_of(watch)))
         assert {c.path for c in told} == {str(b / "below/probe")}
