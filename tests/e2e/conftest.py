@@ -110,6 +110,11 @@ class Running:
         assert (self.wait(), self.errors()) == (0, "")
         return rest
 
+    def freeze(self):
+        """Stop it with all its threads, so that it reads nothing until SIGCONT."""
+        self.send(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
+
     def state(self):
         """The process's state, as the kernel has it: "T" is stopped."""
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]

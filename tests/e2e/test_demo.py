@@ -47,8 +47,11 @@ def left(base):
         if os.fsencode(base) in line:
             found.add(os.fsdecode(line))
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        if os.fsencode(base) in backing.read_bytes():
-            found.add(str(backing))
+        try:
+            if os.fsencode(base) in backing.read_bytes():
+                found.add(str(backing))
+        except OSError:  # another's, detached meanwhile
+            continue
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if str(base).encode() in command.read_bytes():

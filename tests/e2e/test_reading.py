@@ -6,7 +6,7 @@ import time
 
 import fanwise
 
-DEADLINE = 30
+DEADLINE = 60
 
 
 def until(holds):
