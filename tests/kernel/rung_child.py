@@ -16,7 +16,7 @@ def storm(root: Path) -> dict[str, object]:
     with fanwise.watch(root, exclude=[".*"]) as watch:
         reader = Reader(watch, root / "s")
         (root / "s").mkdir()
-        told = list(watch.read(5))
+        told = list(watch.read(20))
         for number in range(300):
             below = root / f"c{number}" / "b" / "c"
             below.mkdir(parents=True)
@@ -71,7 +71,7 @@ def _until(watch: fanwise.Watch, path: Path) -> list[fanwise.Change]:
     path.touch()
     told: list[fanwise.Change] = []
     while not names(told, path):
-        rows = watch.read(10)
+        rows = watch.read(20)
         assert rows, "nothing more is told"
         told += rows
     while rows := watch.read(0.3):

@@ -126,8 +126,10 @@ def test_an_end_among_others_leaves_the_rest_idle(tmp_path: Path, pure: bool) ->
         assert time.process_time() - before < 0.25
         poll = select.poll()
         poll.register(r.watch.fileno(), select.POLLIN)
-        r.watch.read(0)
-        assert poll.poll(0) == []
+        deadline = time.monotonic() + 20
+        while poll.poll(0):  # somebody may mount something meanwhile, which wakes as well
+            assert time.monotonic() < deadline
+            r.watch.read(0)
         write(a / "f")
         assert poll.poll(10_000)
         until(r.watch, a / "f")
@@ -177,7 +179,7 @@ def test_it_is_renamed_while_changes_flow(below: Path, pure: bool) -> None:
         write(old / "f")
         told = r.watch.read(10)  # it looked, and does not rest from here on
         os.rename(below / "a", below / "z")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not any(c.kinds == ("renamed",) for c in told):
             assert time.monotonic() < deadline
             write(new / "f")
