@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,27 @@ from tests.kernel.watching import Reader, scanned, short, watching, write
 
 OPENS = ("opened", "accessed", "executed")
 KINDS = ("created", "deleted", *OPENS)  # the first two for the sentinels
+
+
+@pytest.fixture(autouse=True)
+def nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the directories that others open: `fanwise health` looks at every filesystem."""
+    ours = {os.getpid()}
+    begin, read = subprocess.Popen.__init__, fanwise.Watch.read
+
+    def started(process: subprocess.Popen[bytes], *args: Any, **options: Any) -> None:
+        begin(process, *args, **options)
+        ours.add(process.pid)
+
+    def without_others(watch: fanwise.Watch, timeout: float | None = None) -> list[fanwise.Change]:
+        while rows := read(watch, timeout):
+            kept = [c for c in rows if c.pid in ours or not c.is_dir or c.kinds != ("opened",)]
+            if kept:
+                return kept
+        return []
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", started)
+    monkeypatch.setattr(fanwise.Watch, "read", without_others)
 
 
 @pytest.fixture(params=["ext4", "tmpfs"])

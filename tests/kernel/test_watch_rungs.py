@@ -177,6 +177,10 @@ def test_a_server_below_a_root_is_not_depended_on(tmpfs: Path, when: str) -> Non
                 server = serve()
                 until(r.watch, point, "mounted")
             r.told()
+            deadline = time.monotonic() + 60
+            while "does not answer" in r.watch.unwatched[0].reason:  # not yet
+                assert time.monotonic() < deadline
+                r.watch.read(0.1)
             (refused,) = r.watch.unwatched
             assert refused.path == str(point)
             # Whatever it answered when it was asked, its directories are not opened one by one.
