@@ -278,6 +278,21 @@ def test_directories_that_change_places(place: Path) -> None:
         }
 
 
+def test_a_directory_moved_into_one_that_was_not_marked_yet(place: Path, pure: bool) -> None:
+    """And that one was renamed: no path leads to either where their creations are decoded."""
+    with watching(place, pure=pure) as r:
+        before = on_disk(place)
+        (place / "e" / "a").mkdir(parents=True)
+        (place / "c").mkdir()
+        assert r.watch._groups[0].empty(20)
+        (place / "c").rename(place / "f")
+        (place / "e").rename(place / "f" / "x")
+        told = r.told()
+        assert replay(told, before) == on_disk(place)
+        write(place / "f" / "x" / "a" / "new")
+        assert {c.path for c in r.told()} == {str(place / "f/x/a/new")}
+
+
 def test_identity_is_that_of_the_changes(place: Path) -> None:
     with watching(place) as reader:
         (place / "d").mkdir()

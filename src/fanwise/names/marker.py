@@ -85,6 +85,8 @@ class Marker:
             now = self.lookup.now(key)
             if now is not None:
                 again.append((key, now))
+            else:  # or it is in one that is not marked yet: more of the stream tells
+                failed.append((key, errno.ESTALE))
         if again:
             more, codes = self._mark(again, everything)
             found += more
@@ -93,7 +95,7 @@ class Marker:
                     failed.append((key, errno.EAGAIN))  # it moves on, or is gone
                 elif code:
                     failed.append((key, code))
-        self.refused += [(key, code) for key, code in failed if code != errno.EAGAIN]
+        self.refused += [each for each in failed if each[1] not in (errno.EAGAIN, errno.ESTALE)]
         return found, failed
 
     def mark_above(self, roots: Sequence[str]) -> None:

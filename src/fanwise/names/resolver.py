@@ -450,7 +450,7 @@ class Resolver:
                 return
             found, failed = self.marker.mark(keys, True)
             for key, code in failed:
-                if code == errno.EAGAIN:
+                if code in (errno.EAGAIN, errno.ESTALE):
                     self._astray[key] = tries = self._astray.get(key, 0) + 1
                     if tries < _ASTRAY:
                         self.dirs.fresh.append(key)
