@@ -45,12 +45,13 @@ def until_paced(watch: fanwise.Watch, where: Path) -> None:
     """Return when a drain has begun to stay away from the queue."""
     drain = watch._groups[0].source.drain
     before, deadline = drain.stats()["paced"], time.monotonic() + 60
+    pause = 0.0001
     while drain.stats()["paced"] == before:  # the first few reads are made at once
+        assert time.monotonic() < deadline
         flood(where, 10)
-        # It stays away from a queue that it has seen empty before.
-        while _queued(watch) and drain.stats()["paced"] == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        # It stays away from a queue that it has seen empty before, which takes it a while.
+        time.sleep(pause)
+        pause = min(pause * 2, 0.5)
 
 
 class Consumer:
@@ -208,16 +209,12 @@ def until_nothing_fits(watch: fanwise.Watch, where: Path) -> None:
         full, before = (full + 1 if lost > before else 0), lost
 
 
-def _queued(watch: fanwise.Watch) -> int:
-    size = array.array("i", [0])
-    fcntl.ioctl(watch._groups[0].source.fd, termios.FIONREAD, size)
-    return size[0] // 24  # records, as FIONREAD counts
-
-
 def is_full(watch: fanwise.Watch) -> bool:
     """Whether the kernel's queue has no room, and something was lost for it."""
+    size = array.array("i", [0])
+    fcntl.ioctl(watch._groups[0].source.fd, termios.FIONREAD, size)
     limit = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
-    return _queued(watch) > limit  # the overflow has a place of its own
+    return size[0] // 24 > limit  # as FIONREAD counts; the overflow has a place of its own
 
 
 def until_full(watch: fanwise.Watch, fill: Callable[[], None]) -> None:
