@@ -291,6 +291,9 @@ def test_a_directory_moved_into_one_that_was_not_marked_yet(place: Path, pure: b
         assert replay(told, before) == on_disk(place)
         write(place / "f" / "x" / "a" / "new")
         assert {c.path for c in r.told()} == {str(place / "f/x/a/new")}
+        (place / "last").mkdir()
+        r.told()
+        assert not r.watch._groups[0].resolver._astray  # none is looked for any more
 
 
 def test_identity_is_that_of_the_changes(place: Path) -> None:

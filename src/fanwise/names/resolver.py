@@ -443,6 +443,8 @@ class Resolver:
         if self.marker is None or not self.dirs.fresh or self.intake.bytes > BEHIND:
             return
         keys, self.dirs.fresh = self.dirs.fresh, []
+        if self._astray:  # the others were found since, or are gone
+            self._astray = {key: self._astray[key] for key in keys if key in self._astray}
         while keys:
             ats = [(self.tree.find(key), key) for key in dict.fromkeys(keys)]
             keys = [k for at, k in ats if at >= 0 and self._wants_mark(at)]
