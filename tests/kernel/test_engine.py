@@ -11,7 +11,9 @@ import msgspec
 import pytest
 
 from fanwise import config, health
+from fanwise.health import _places as places
 from fanwise.health._engine import Engine, Sources
+from fanwise.health._follow import said
 from fanwise.health._incident import Incident, Object
 from fanwise.health._keeping import Keeping
 from fanwise.health._locate import Paths
@@ -205,6 +207,42 @@ def test_unmounted_with_a_report_pending(tmp_path):
         at.until(lambda at: at.total() == 3)
         assert len(at.open()) == 1
         assert it.sysfs("errors_count") == "3"
+
+
+def test_mounted_again_when_the_counters_are_read(tmp_path):
+    """Who reads counters looks at the mounts too; what is new there is marked and asked."""
+    with volume("ext4", tmp_path) as it, listening(tmp_path, it.point) as at:
+        it.trigger()
+        at.until(lambda at: at.total() == 1)
+        it.unmount()
+        it.mount()
+        at.engine._count_all()
+        assert at.engine.channels._fserror.followed() == {it.dev}
+        at.until(lambda at: all(known.identified for known in known_to(at)))
+        it.trigger()
+        at.until(lambda at: at.total() == 2 and at.open()[0].count_source == "fserror")
+
+
+def known_to(at):
+    return at.engine.filesystems.known.values()
+
+
+def test_who_reads_the_database_knows_what_is_listened_to_when_it_is_open(tmp_path, monkeypatch):
+    do = Keeper.do
+
+    def late(self, job):
+        time.sleep(0.2)  # a disk
+        return do(self, job)
+
+    monkeypatch.setattr(Keeper, "do", late)
+    with volume("xfs", tmp_path) as it, listening(tmp_path, it.point) as at:
+        incidents = places.read(tmp_path / "state" / "health.db", tmp_path / "second.db")
+        try:
+            told = said(incidents)
+            assert (told.pid, told.points) == (os.getpid(), (str(it.point),))
+            assert told.sources.keys() == at.engine.states().keys()
+        finally:
+            incidents.store.close()
 
 
 def test_a_counter_that_is_garbage(tmp_path):

@@ -161,6 +161,7 @@ class Engine:
             self._store([], self.open_incidents())
             self._said = self.states()
             self._note_sources()
+            self._keeping.settled()  # who reads the database knows it as soon as who called this
         except BaseException:
             self.close()
             raise
@@ -333,8 +334,15 @@ class Engine:
     def _mounts(self, look: bool | None = None) -> None:
         if look is not None and not self.channels.mounts_changed(look) and not look:
             return
+        self._take_mounts(first=look is None)
+        if look:  # what poll(2) does not tell: options that the filesystem itself set
+            for known in self.filesystems.known.values():
+                self._shown(known)
+
+    # Whoever finds that the mounts changed does all of it: it is found once.
+    def _take_mounts(self, first: bool = False) -> None:
         came, changed, went = self.filesystems.update(self.channels.there)
-        if came or went or look is None:
+        if came or went or first:
             self.channels.follow()
         for known in went:
             for seen in known.waiting:  # it went before it said who it was
@@ -342,9 +350,6 @@ class Engine:
         for known in changed:
             if known.identified:
                 self._keep(self.correlator.mounted(known.dev, known.fs))
-        if look:  # what poll(2) does not tell: options that the filesystem itself set
-            for known in self.filesystems.known.values():
-                self._shown(known)
         if came:
             self.channels.retry()  # a tracefs may be among what was mounted
             self._probes(self._clock())
@@ -469,7 +474,7 @@ class Engine:
                 known.due = self._clock()
 
     def _count_all(self) -> None:
-        for known in self.filesystems.known.values():
+        for known in list(self.filesystems.known.values()):
             if known.identified:
                 self._count(known)
 
@@ -494,8 +499,9 @@ class Engine:
         if ledger is None or not ledger.cases:
             return
         if self.channels.mounts_changed(look=True):
-            self.filesystems.update(self.channels.there)
-        self._shown(known)
+            self._take_mounts()
+        if self.filesystems.known.get(known.dev) is known:
+            self._shown(known)
 
     # -- what goes out
 
