@@ -1,5 +1,6 @@
 """Real processes: the installed command on filesystems that each test mounts for itself."""
 
+import collections
 import json
 import os
 import select
@@ -57,6 +58,7 @@ class Running:
         )
         self.pid = self.process.pid
         self._rest = b""
+        self._last = collections.deque(maxlen=8)  # lines, for who asks why nothing more comes
 
     def line(self):
         """The next line, without its end; None at the end of the output."""
@@ -64,13 +66,14 @@ class Running:
         fd = self.process.stdout.fileno()
         while b"\n" not in self._rest:
             ready, _, _ = select.select([fd], [], [], until - time.monotonic())
-            assert ready, f"nothing came for {DEADLINE} s; so far: {self._rest!r}"
+            assert ready, f"nothing came for {DEADLINE} s after {[*self._last, self._rest]}"
             data = os.read(fd, 65536)
             if not data:
                 assert not self._rest
                 return None
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
+        self._last.append(line)
         return line
 
     def record(self):

@@ -21,7 +21,7 @@ import pytest
 from tests.kernel.conftest import loop_device, run as must, unmount
 from tests.kernel.faults import code_of, fsync, volume
 
-DEADLINE = 20
+DEADLINE = 60
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,17 +92,21 @@ def met(it, name):
     assert code_of((it.point / "d" / name).read_text) == "EUCLEAN"
 
 
-def settled(running, total, before=()):
-    """Incidents by id, read until their totals are this sum; the newest record of each.
+def settled(running, total, many=None, before=()):
+    """The open incidents by id, read until their totals are this sum; the newest record of each.
 
-    ``before`` are those that were told before: one that does not grow is not told again.
+    ``many`` is how many they are then, where that is known: on the way there may be more, because
+    what a channel without objects told becomes part of another. ``before`` are those that were told
+    before: one that does not grow is not told again.
     """
     found = dict(before)
 
     def enough(record):
         if record["type"] == "incident":
             found[record["id"]] = record
-        return sum(r["total"] for r in found.values() if r["status"] == "open") == total
+            if record["status"] != "open":
+                del found[record["id"]]
+        return sum(r["total"] for r in found.values()) == total and many in (None, len(found))
 
     running.until(enough)
     return found
@@ -113,8 +117,44 @@ def counted(it, number):
     eventually(lambda: it.sysfs("errors_count") == str(number))
 
 
+def checked(it, after):
+    """Unmount it and check it, in a later second than this was seen; it is mounted again.
+
+    Of what was seen in the second of a check it is known only sometimes whether that was before:
+    records that are read after the unmount tell of no life of the superblock.
+    """
+    it.unmount()
+    time.sleep(max(0.0, int(after["last_seen"]) + 1 - time.time()))
+    for _ in range(2):  # the second finds nothing left
+        done = subprocess.run(["e2fsck", "-fy", it.device], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    it.mount()
+
+
+def listed(look, path, *ids):
+    """What a look lists, when these are the ids of what is open: storing goes beside telling."""
+    found = []
+
+    def there():
+        found[:] = look(path)
+        return {i["id"] for i in found[2] if i["status"] == "open"} == set(ids)
+
+    eventually(there)
+    return found
+
+
 def instances(tracefs):
     return [name for name in os.listdir(Path(tracefs, "instances")) if name.startswith("fanwise-")]
+
+
+def states(record):
+    """What the sources in a record say of themselves, all together."""
+    return {source["state"] for source in record["sources"].values()}
+
+
+def trace_is(state):
+    """Whether a record says that the trace is in this state."""
+    return lambda r: r["type"] == "sources" and r["sources"]["trace"]["state"] == state
 
 
 def of_both(record):
@@ -158,7 +198,8 @@ def test_an_error_becomes_an_incident_that_is_told_stored_shown_and_seen(
         assert record["location"]["line"] > 0
         assert record["process"]["pid"] == os.getpid()
         assert "image" in record["advice"]
-        status, states, incidents, err = look(it.point)
+        counted(it, 1)
+        status, states, incidents, err = listed(look, it.point, record["id"])
         assert (status, err) == (1, "")
         (state,) = states
         assert (state["verdict"], state["open"], state["counters"]["errors"]) == (
@@ -183,14 +224,9 @@ def test_an_error_becomes_an_incident_that_is_told_stored_shown_and_seen(
         assert record["id"] in out
 
         # Repaired: the counter goes back, and the next look says that all is well.
-        it.unmount()
-        subprocess.run(["e2fsck", "-fyp", it.image], capture_output=True)
-        subprocess.run(["e2fsck", "-fy", it.image], capture_output=True)
-        it.mount()
+        checked(it, record)
         assert look(it.point)[:1] == (0,)
-        again = follow(it.point)
-        again.type("sources") if again.ready["sources"]["trace"]["state"] != "up" else None
-        again.stop()
+        follow(it.point).stop()
         status, _, incidents, _ = look("--since", "1h", it.point)
         assert [(i["id"], i["status"], i["resolved"]) for i in incidents] == [
             (record["id"], "resolved", "the filesystem was checked")
@@ -244,25 +280,29 @@ def test_a_restart_in_the_middle_and_a_kill_in_the_middle(tmp_path, follow, look
         running = follow(it.point)
         for _ in range(3):
             met(it, "f")
-        first = settled(running, 3)
+        first = settled(running, 3, 1)
         running.stop()
         met(it, "f")  # nobody listens
         met(it, "g")
+        counted(it, 5)
         running = follow(it.point)
-        second = settled(running, 5)
+        second = settled(running, 5, 2)
         assert set(first) <= set(second)
         for _ in range(7):
             met(it, "h")
             met(it, "f")
         running.type("incident")
-        os.kill(running.pid, signal.SIGKILL)
-        running.wait()
-        assert of_process(tracefs, running.pid), "a killed process cannot remove its instance"
+        (name,) = of_process(tracefs, running.pid)
+        # What is open is not removed: not by others that start here, before this looks.
+        with open(Path(tracefs, "instances", name, "tracing_on")):
+            os.kill(running.pid, signal.SIGKILL)
+            running.wait()
+            assert of_process(tracefs, running.pid), "a killed process cannot remove its instance"
         met(it, "g")
+        counted(it, 20)
         again = follow(it.point)
         assert not of_process(tracefs, running.pid)
         third = settled(again, 20)
-        counted(it, 20)
         assert set(first) <= set(third)
         again.stop()
         status, _, incidents, _ = look(it.point)
@@ -276,28 +316,28 @@ def test_errors_that_the_kernel_merged_count_once_everywhere(tmp_path, follow, l
         second = follow(it.point)
         os.kill(running.pid, signal.SIGSTOP)
         try:
+            os.waitid(os.P_PID, running.pid, os.WSTOPPED)  # all its threads
             for name in "ffgh":
                 met(it, name)
+            counted(it, 4)
         finally:
             os.kill(running.pid, signal.SIGCONT)
-        settled(running, 4)
-        settled(second, 4)
+        found = settled(running, 4, 3)
+        settled(second, 4, 3)
         eventually(lambda: metric(prom, "fanwise_fs_errors_total") == 4)
         second.send(signal.SIGTERM)
         second.rest()
-        it.unmount()
-        subprocess.run(["e2fsck", "-fy", it.device], capture_output=True)
-        it.mount()
+        checked(it, max(found.values(), key=lambda r: r["last_seen"]))
         running.until(lambda r: r["type"] == "incident" and r["status"] == "resolved")
         running.stop()
         status, _, incidents, _ = look("--since", "1h", it.point)
-        assert (status, {i["status"] for i in incidents}) == (0, {"resolved"})
-        assert sorted(i["total"] for i in incidents) == [1, 1, 2]
+        assert (status, {i["status"] for i in incidents} - {"merged"}) == (0, {"resolved"})
+        assert sorted(i["total"] for i in incidents if i["status"] == "resolved") == [1, 1, 2]
 
 
 def metric(file, name):
     """The sum of a series over all its labels."""
-    lines = file.read_text().splitlines()
+    lines = file.read_text().splitlines() if file.exists() else ()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
 
 
@@ -341,25 +381,29 @@ def test_a_check_ends_what_no_counter_counts(tmp_path, follow, look):
             it.faults.fail("write", 5)
             assert code_of(lambda: fsync(it.point / "d/f", b"x" * 9000)) == "EIO"
             it.faults.clear()
-            running.until(lambda r: r["type"] == "incident" and r["errno"] == "EIO")
+            # The trace names the file, the log the device: both have told then.
+            return running.until(
+                lambda r: (
+                    r["type"] == "incident"
+                    and r["errno"] == "EIO"
+                    and r["object"]["ino"]
+                    and {"trace", "kmsg"} <= set(r["channels"])
+                )
+            )[-1]
 
-        lose()
+        lost = lose()
         assert it.sysfs("errors_count") == "0"
         it.unmount()
         it.mount()
-        assert look(it.point)[0] == 1, "mounting it anew is no check"
-        it.unmount()
-        subprocess.run(["e2fsck", "-fy", it.device], capture_output=True)
-        it.mount()
+        assert listed(look, it.point, lost["id"])[0] == 1, "mounting it anew is no check"
+        checked(it, lost)
         said = running.until(lambda r: r["type"] == "incident" and r["status"] == "resolved")[-1]
-        assert said["resolved"] == "the filesystem was checked"
-        assert look(it.point)[0] == 0
-        lose()
+        assert (said["id"], said["resolved"]) == (lost["id"], "the filesystem was checked")
+        assert listed(look, it.point)[0] == 0
+        lost = lose()
         running.stop()
         assert [i["status"] for i in look(it.point)[2]] == ["open"]
-        it.unmount()
-        subprocess.run(["e2fsck", "-fy", it.device], capture_output=True)
-        it.mount()
+        checked(it, lost)
         assert look(it.point)[0] == 0, "nobody listened"
 
 
@@ -375,6 +419,7 @@ def test_an_operator_ends_what_nothing_tells_of(tmp_path, follow, look, run, env
                 lambda r: r["type"] == "incident" and r["id"] not in found
             )[-1]["id"])  # fmt: skip
         first, second, third = found
+        listed(look, it.point, *found)
         assert run("health", "resolve", first, environ=environ)[0] == 0
         assert {i["id"] for i in look(it.point)[2]} == {second, third}
         said = running.until(lambda r: r["type"] == "incident" and r["status"] == "resolved")[-1]
@@ -413,8 +458,7 @@ def test_a_second_follower_reads_what_the_first_writes(tmp_path, follow, fanwise
         met(it, "f")
         second.until(lambda r: r["type"] == "incident" and r["total"] == 2)
         first.stop()
-        said = second.until(lambda r: r["type"] == "sources")[-1]
-        assert all(source["state"] == "down" for source in said["sources"].values())
+        second.until(lambda r: r["type"] == "sources" and states(r) == {"down"})
         second.send(signal.SIGTERM)
         second.rest()
         assert second.wait() == 0
@@ -428,11 +472,11 @@ def test_two_thousand_errors_of_one_process_and_300_processes(tmp_path, follow, 
             met(it, "f")
         script = 'for i in $(seq 300); do sh -c "exec 3<$1" 2>/dev/null; done; true'
         subprocess.run(["sh", "-c", script, "sh", it.point / "d/g"], check=True)
-        found = settled(running, 2300)
+        found = settled(running, 2300, 2)
         assert sorted(r["total"] for r in found.values()) == [300, 2000]
         counted(it, 2300)
-        assert sum(i["total"] for i in look(it.point)[2]) == 2300
         running.stop()
+        assert sum(i["total"] for i in look(it.point)[2]) == 2300
 
 
 def test_xfs_and_btrfs(tmp_path, follow, look):
@@ -463,14 +507,14 @@ def test_what_is_mounted_later_and_mounted_again(tmp_path, follow, look):
     with broken(tmp_path, "f", "g") as it:
         running = follow(it.point)
         met(it, "f")
-        told = settled(running, 1)
+        told = settled(running, 1, 1)
         it.unmount()
         it.mount()
         met(it, "f")
         met(it, "g")
         # Which of the two has the second error: before the new mount is marked, the counter alone
         # tells of it, with its last object.
-        found = settled(running, 3, told)
+        found = settled(running, 3, before=told)
         assert set(told) <= set(found)
         counted(it, 3)
         # An idle follower holds nothing: unmounting works.
@@ -490,7 +534,7 @@ def test_two_filesystems_with_one_uuid_keep_their_counts(tmp_path, follow):
             met(one, "f")
         for _ in range(3):
             met(two, "f")
-        found = settled(running, 5)
+        found = settled(running, 5, 2)
         totals = {r["fs"]["mounts"][0]: r["total"] for r in found.values()}
         assert totals == {str(one.point): 2, str(two.point): 3}
         assert (one.sysfs("errors_count"), two.sysfs("errors_count")) == ("2", "3")
@@ -504,14 +548,14 @@ def test_a_trace_that_somebody_switches_off_is_said_and_switched_on_again(
         running = follow(it.point)
         (name,) = of_process(tracefs, running.pid)
         Path(tracefs, "instances", name, "tracing_on").write_text("0")
-        said = running.type("sources")["sources"]["trace"]
-        assert (said["state"], "switched it off" in said["reason"]) == ("degraded", True)
+        said = running.until(trace_is("degraded"))[-1]["sources"]["trace"]
+        assert "switched it off" in said["reason"]
         met(it, "f")
         traced = running.until(of_both)[-1]
         assert traced["errno"] == "EUCLEAN"
         assert Path(tracefs, "instances", name, "tracing_on").read_text() == "1\n"
-        said = running.type("sources")["sources"]["trace"]
-        assert (said["state"], said["uncounted"]) == ("up", True)
+        said = running.until(trace_is("up"))[-1]["sources"]["trace"]
+        assert said["uncounted"]
         running.stop()
 
 
@@ -535,14 +579,16 @@ def test_a_path_below_the_mount_point_selects_its_objects_and_the_whole_filesyst
             record = running.type("incident")
             assert (record["scope"], record["applies"]) == ("fs", "fs")
             met(it, "f")
-            record = running.until(
-                lambda r: r["type"] == "incident" and r["object"]["path"] is not None
-            )[-1]
-            assert (record["scope"], record["applies"]) == ("inode", "object")
+            # That is told when it is known what lies above its path.
+            record = running.until(lambda r: r["type"] == "incident" and r["applies"] == "object")[
+                -1
+            ]
+            assert (record["scope"], record["object"]["path"]) == ("inode", str(it.point / "d/f"))
             assert code_of((it.point / "e/f").read_text) == "EUCLEAN"
             elsewhere = running.until(
                 lambda r: r["type"] == "incident" and r["applies"] == "unknown"
             )[-1]
+            assert elsewhere["id"] != record["id"]
             # Until its path is known it may lie below, and then it is told that it does not.
             corrected = running.until(lambda r: r.get("applies") == "elsewhere")[-1]
             assert (corrected["id"], corrected["object"]["path"]) == (
@@ -551,7 +597,7 @@ def test_a_path_below_the_mount_point_selects_its_objects_and_the_whole_filesyst
             running.stop()
             _, (state,), incidents, _ = look(bind)
             assert state["fs"]["device"] == record["fs"]["device"]
-            assert {i["applies"]: i["id"] for i in incidents}["object"] == record["id"]
+            assert [i["id"] for i in incidents if i["applies"] == "object"] == [record["id"]]
             assert elsewhere["id"] not in {i["id"] for i in incidents}
             assert len(look(it.point / "e")[2]) == 2
             assert len(look(it.point)[2]) == 3
@@ -587,8 +633,8 @@ def test_a_reader_says_what_its_writer_does_not_listen_to(tmp_path, follow, fanw
         second = fanwise("health", "--follow", "--json", two.point, environ=environ)
         assert second.record()["writer"]["pid"] == first.pid
         first.stop()
-        said = second.until(lambda r: r["type"] == "sources")[-1]["sources"]
-        assert {state["reason"] for state in said.values()} == {"nobody listens"}
+        said = second.until(lambda r: r["type"] == "sources" and states(r) == {"down"})[-1]
+        assert {state["reason"] for state in said["sources"].values()} == {"nobody listens"}
         second.send(signal.SIGTERM)
         second.rest()
         assert second.wait() == 0
@@ -607,7 +653,7 @@ def test_a_path_on_what_hangs_is_answered_in_time(tmp_path, follow, look):
         try:
             began = time.monotonic()
             status, (state,), incidents, _ = look(it.point / "d")
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 30
         finally:
             it.faults.clear()
         assert (status, state["state"]) == (1, "hung")
@@ -618,7 +664,7 @@ def test_on_another_device_number_it_is_the_same_filesystem(tmp_path, follow, lo
     with broken(tmp_path, "f") as it:
         running = follow(it.point)
         met(it, "f")
-        first = settled(running, 1)
+        first = settled(running, 1, 1)
         running.stop()
         it.unmount()
         with loop_device(it.image) as other:
@@ -626,7 +672,7 @@ def test_on_another_device_number_it_is_the_same_filesystem(tmp_path, follow, lo
             try:
                 again = follow(it.point)
                 met(it, "f")
-                second = settled(again, 2)
+                second = settled(again, 2, 1)
                 assert list(second) == list(first)
                 (record,) = second.values()
                 assert record["fs"]["name"] == os.path.basename(other)
@@ -680,6 +726,8 @@ def test_hostile_rules_and_a_deaf_webhook(tmp_path, follow, run, environ):
                 lambda r: r["type"] == "sources" and r["sources"]["actions"]["reason"]
             )[-1]
             assert "hook" in said["sources"]["actions"]["reason"]
+            # Each action has a thread of its own.
+            eventually(lambda: all(f.exists() and f.read_text() for f in (tmp_path / "mask", log)))
             # It may be ended by signals: fanwise blocks none in it.
             assert int((tmp_path / "mask").read_text().split()[1], 16) == 0
             assert json.loads(log.read_text().splitlines()[0])["id"] == record["id"]
@@ -696,23 +744,17 @@ def test_metrics_by_http_and_as_a_file(tmp_path, follow, look):
 
     file = tmp_path / "fanwise.prom"
     with broken(tmp_path, "f", faulty=True) as it:
-        with contextlib.closing(__import__("socket").socket()) as sock:
-            sock.bind(("127.0.0.1", 0))
-            port = sock.getsockname()[1]
-        running = follow(it.point, options=("--metrics", str(port), "--textfile", file))
+        # An address of this process's own, so that nobody takes the port meanwhile.
+        pid = os.getpid()
+        address = f"127.{1 + (pid >> 16)}.{pid >> 8 & 255}.{pid & 255}:9899"
+        running = follow(it.point, options=("--metrics", address, "--textfile", file))
         met(it, "f")
         met(it, "f")
-        settled(running, 2)
+        settled(running, 2, 1)
         wanted = 'errno="EUCLEAN",scope="inode"} 2'
-        until = time.monotonic() + DEADLINE
-        while time.monotonic() < until:
-            if file.exists() and wanted in file.read_text():
-                break
-            select.select([], [], [], 0.1)
-        text = file.read_text()
-        assert wanted in text
-        assert 'fanwise_health_source_up{source="trace"} 1' in text
-        answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+        eventually(lambda: file.exists() and wanted in file.read_text())
+        assert 'fanwise_health_source_up{source="trace"} 1' in file.read_text()
+        answer = urllib.request.urlopen(f"http://{address}/metrics").read().decode()
         assert wanted in answer
         it.faults.fail("write", 5)
         assert code_of(lambda: fsync(it.point / "d/g", b"z" * 65536)) == "EIO"
@@ -755,7 +797,7 @@ def test_the_failing_filesystem_is_not_written_to(tmp_path, follow, environ, run
         files = [it.point / "state" / f"health.db{side}" for side in ("", "-wal")]
         before = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         met(it, "f")
-        settled(running, 2)
+        settled(running, 2, 1)
         eventually(lambda: stored(tmp_path / "second.db") == 2)
         running.stop()
         assert before == [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -785,7 +827,7 @@ def test_where_no_place_is_left_memory_keeps(tmp_path, follow, environ):
         )[-1]
         assert "memory" in said["sources"]["database"]["reason"]
         met(it, "f")
-        settled(running, 2)
+        settled(running, 2, 1)
         running.stop()
         assert stored(it.point / "state/health.db") == 0
 
@@ -832,7 +874,7 @@ def test_not_root_it_says_what_it_cannot_see(tmp_path, fanwise, environ):
         record = running.type("incident")
         assert (record["total"], record["count_source"]) == (1, "counters")
         met(it, "f")
-        running.until(lambda r: r["type"] == "incident" and r["total"] == 2)
+        settled(running, 2, before={record["id"]: record})
         running.stop()
 
 

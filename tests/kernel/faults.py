@@ -14,6 +14,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +74,7 @@ class FaultFile:
             raise last_error(str(self.point))
         self._process.stdin.close()
         self._process.stdout.close()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def _tell(self, line: str, expected: str | None = "ok") -> str:
         self._process.stdin.write(f"{line}\n".encode())
@@ -114,7 +115,22 @@ class Volume:
         run("mount", "-t", self.kind, *(["-o", text] if text else []), self.device, str(self.point))
 
     def unmount(self) -> None:
+        """Unmount it, and wait until its superblock is gone.
+
+        It outlives the mount while another mount namespace has a copy of that: the device is in
+        use until then, and neither checked nor given back.
+        """
         unmount(self.point)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                os.close(os.open(self.device, os.O_RDONLY | os.O_EXCL))
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+            else:
+                return
+            time.sleep(0.02)  # nothing tells when it is free
 
     @contextmanager
     def unmounted(self) -> Iterator[None]:
