@@ -67,7 +67,7 @@ match.errno = "EIO"
         with Actions(found, outcomes.append) as actions:
             assert actions.offer(record(errno="EBADMSG")) == []
             assert actions.offer(record()) == ["mail", "page", "file"]
-            assert actions.close(30.0) == []
+            assert actions.close(120.0) == []
             counts = actions.counts()
     assert sorted((x.sink, x.reason) for x in outcomes) == [
         ("file", None),

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import loop_device, run as must, unmount
-from tests.kernel.faults import code_of, fsync, volume
+from tests.kernel.faults import code_of, counted, fsync, volume
 
 DEADLINE = 60
 
@@ -92,29 +92,33 @@ def met(it, name):
     assert code_of((it.point / "d" / name).read_text) == "EUCLEAN"
 
 
-def settled(running, total, many=None, before=()):
-    """The open incidents by id, read until their totals are this sum; the newest record of each.
+def settled(running, *totals, before=()):
+    """The open incidents by id, read until these are their totals; the newest record of each.
 
-    ``many`` is how many they are then, where that is known: on the way there may be more, because
-    what a channel without objects told becomes part of another. ``before`` are those that were told
-    before: one that does not grow is not told again.
+    On the way there errors may be counted on another, or on one that becomes part of another: a
+    channel without objects told of them first. ``before`` are those that were told before: one that
+    does not grow is not told again.
     """
+    return _until(running, before, lambda found: sorted(found) == sorted(totals))
+
+
+def summed(running, total, before=()):
+    """The same, where only the sum is known: the counter names the last that nobody heard."""
+    return _until(running, before, lambda found: sum(found) == total)
+
+
+def _until(running, before, enough):
     found = dict(before)
 
-    def enough(record):
+    def wanted(record):
         if record["type"] == "incident":
             found[record["id"]] = record
             if record["status"] != "open":
                 del found[record["id"]]
-        return sum(r["total"] for r in found.values()) == total and many in (None, len(found))
+        return enough([record["total"] for record in found.values()])
 
-    running.until(enough)
+    running.until(wanted)
     return found
-
-
-def counted(it, number):
-    """ext4 notifies first, and brings its counter up to date from a work queue."""
-    eventually(lambda: it.sysfs("errors_count") == str(number))
 
 
 def checked(it, after):
@@ -280,13 +284,13 @@ def test_a_restart_in_the_middle_and_a_kill_in_the_middle(tmp_path, follow, look
         running = follow(it.point)
         for _ in range(3):
             met(it, "f")
-        first = settled(running, 3, 1)
+        first = settled(running, 3)
         running.stop()
         met(it, "f")  # nobody listens
         met(it, "g")
         counted(it, 5)
         running = follow(it.point)
-        second = settled(running, 5, 2)
+        second = settled(running, 2, 3)
         assert set(first) <= set(second)
         for _ in range(7):
             met(it, "h")
@@ -302,7 +306,7 @@ def test_a_restart_in_the_middle_and_a_kill_in_the_middle(tmp_path, follow, look
         counted(it, 20)
         again = follow(it.point)
         assert not of_process(tracefs, running.pid)
-        third = settled(again, 20)
+        third = summed(again, 20)
         assert set(first) <= set(third)
         again.stop()
         status, _, incidents, _ = look(it.point)
@@ -322,8 +326,8 @@ def test_errors_that_the_kernel_merged_count_once_everywhere(tmp_path, follow, l
             counted(it, 4)
         finally:
             os.kill(running.pid, signal.SIGCONT)
-        found = settled(running, 4, 3)
-        settled(second, 4, 3)
+        found = settled(running, 1, 1, 2)
+        settled(second, 1, 1, 2)
         eventually(lambda: metric(prom, "fanwise_fs_errors_total") == 4)
         second.send(signal.SIGTERM)
         second.rest()
@@ -367,7 +371,7 @@ def test_killed_at_any_time_the_sum_is_the_superblocks(tmp_path, follow, look):
                 thread.join()
             running.close()
         last = follow(it.point)
-        settled(last, total)
+        summed(last, total)
         counted(it, total)
         last.stop()
         assert sum(i["total"] for i in look(it.point)[2]) == total
@@ -472,8 +476,7 @@ def test_two_thousand_errors_of_one_process_and_300_processes(tmp_path, follow, 
             met(it, "f")
         script = 'for i in $(seq 300); do sh -c "exec 3<$1" 2>/dev/null; done; true'
         subprocess.run(["sh", "-c", script, "sh", it.point / "d/g"], check=True)
-        found = settled(running, 2300, 2)
-        assert sorted(r["total"] for r in found.values()) == [300, 2000]
+        settled(running, 300, 2000)
         counted(it, 2300)
         running.stop()
         assert sum(i["total"] for i in look(it.point)[2]) == 2300
@@ -507,14 +510,14 @@ def test_what_is_mounted_later_and_mounted_again(tmp_path, follow, look):
     with broken(tmp_path, "f", "g") as it:
         running = follow(it.point)
         met(it, "f")
-        told = settled(running, 1, 1)
+        told = settled(running, 1)
         it.unmount()
         it.mount()
         met(it, "f")
         met(it, "g")
         # Which of the two has the second error: before the new mount is marked, the counter alone
         # tells of it, with its last object.
-        found = settled(running, 3, before=told)
+        found = summed(running, 3, before=told)
         assert set(told) <= set(found)
         counted(it, 3)
         # An idle follower holds nothing: unmounting works.
@@ -534,7 +537,7 @@ def test_two_filesystems_with_one_uuid_keep_their_counts(tmp_path, follow):
             met(one, "f")
         for _ in range(3):
             met(two, "f")
-        found = settled(running, 5, 2)
+        found = settled(running, 2, 3)
         totals = {r["fs"]["mounts"][0]: r["total"] for r in found.values()}
         assert totals == {str(one.point): 2, str(two.point): 3}
         assert (one.sysfs("errors_count"), two.sysfs("errors_count")) == ("2", "3")
@@ -664,7 +667,7 @@ def test_on_another_device_number_it_is_the_same_filesystem(tmp_path, follow, lo
     with broken(tmp_path, "f") as it:
         running = follow(it.point)
         met(it, "f")
-        first = settled(running, 1, 1)
+        first = settled(running, 1)
         running.stop()
         it.unmount()
         with loop_device(it.image) as other:
@@ -672,7 +675,7 @@ def test_on_another_device_number_it_is_the_same_filesystem(tmp_path, follow, lo
             try:
                 again = follow(it.point)
                 met(it, "f")
-                second = settled(again, 2, 1)
+                second = settled(again, 2)
                 assert list(second) == list(first)
                 (record,) = second.values()
                 assert record["fs"]["name"] == os.path.basename(other)
@@ -750,7 +753,7 @@ def test_metrics_by_http_and_as_a_file(tmp_path, follow, look):
         running = follow(it.point, options=("--metrics", address, "--textfile", file))
         met(it, "f")
         met(it, "f")
-        settled(running, 2, 1)
+        settled(running, 2)
         wanted = 'errno="EUCLEAN",scope="inode"} 2'
         eventually(lambda: file.exists() and wanted in file.read_text())
         assert 'fanwise_health_source_up{source="trace"} 1' in file.read_text()
@@ -797,7 +800,7 @@ def test_the_failing_filesystem_is_not_written_to(tmp_path, follow, environ, run
         files = [it.point / "state" / f"health.db{side}" for side in ("", "-wal")]
         before = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         met(it, "f")
-        settled(running, 2, 1)
+        settled(running, 2)
         eventually(lambda: stored(tmp_path / "second.db") == 2)
         running.stop()
         assert before == [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -827,7 +830,7 @@ def test_where_no_place_is_left_memory_keeps(tmp_path, follow, environ):
         )[-1]
         assert "memory" in said["sources"]["database"]["reason"]
         met(it, "f")
-        settled(running, 2, 1)
+        settled(running, 2)
         running.stop()
         assert stored(it.point / "state/health.db") == 0
 
@@ -874,7 +877,7 @@ def test_not_root_it_says_what_it_cannot_see(tmp_path, fanwise, environ):
         record = running.type("incident")
         assert (record["total"], record["count_source"]) == (1, "counters")
         met(it, "f")
-        settled(running, 2, before={record["id"]: record})
+        summed(running, 2, before={record["id"]: record})
         running.stop()
 
 

@@ -277,6 +277,14 @@ def small_tmpfs(where: Path, size: str = "6m") -> Iterator[Path]:
         unmount(where)
 
 
+def counted(it: Volume, number: int) -> None:
+    """Wait until an ext4's superblock counts so many errors: a work queue brings it up to date."""
+    deadline = time.monotonic() + 60
+    while (found := int(it.sysfs("errors_count"))) != number:
+        assert time.monotonic() < deadline, f"{found} errors, not {number}"
+        time.sleep(0.01)  # nothing tells
+
+
 def code_of(call: Callable[[], object]) -> str:
     """The name of the errno that a call fails with, or "ok"."""
     try:

@@ -32,6 +32,7 @@ class Station:
         self.saw: dict[str, list[Observation]] = defaultdict(list)
         self.places: dict[tuple[int, int], Place] = {}
         self.blocks: dict[tuple[int, int], tuple[int, int]] = {}
+        self._before: dict[tuple[int, int], int] = {}
 
     def open(self) -> None:
         self.trace.open()
@@ -53,6 +54,7 @@ class Station:
             block = points[mount.mount_point].dev
             self.blocks[block] = mount.dev
             self.places[mount.dev] = place = place_of(mount)
+            self._errors(mount.dev)
             self._take(
                 self.correlator.mounted(
                     mount.dev,
@@ -77,14 +79,32 @@ class Station:
             self._take(self.correlator.btrfs(dev, reading.btrfs, time.time()))
 
     def listen(self, quiet: float = 0.25) -> "Station":
-        """Read everything, until nothing came for a while; then the counters."""
-        last = time.monotonic()
+        """Read everything, until nothing came for a while; then the counters.
+
+        A work queue brings ext4's up to date: until it has, they are waited for.
+        """
+        last = began = time.monotonic()
         while time.monotonic() - last < quiet:
-            if self._read():
+            if self._read() or (self._lags() and last - began < 60):
                 last = time.monotonic()
             time.sleep(0.01)  # four kinds of descriptors, and kmsg of everybody
         self.mounted()
         return self
+
+    def _lags(self) -> bool:
+        told: dict[tuple[int, int], int] = defaultdict(int)
+        for via in ("fserror.error", "trace.error"):
+            for dev in self.places:
+                count = sum(seen.count for seen in self.saw.get(via, ()) if seen.dev == dev)
+                told[dev] = max(told[dev], count)
+        return any(self._errors(dev) < self._before[dev] + count for dev, count in told.items())
+
+    # What was counted when it was seen first is of before, and up to date since the unmount.
+    def _errors(self, dev: tuple[int, int]) -> int:
+        reading = read(self.places[dev])
+        found = 0 if reading.ext4 is None else reading.ext4.errors or 0
+        self._before.setdefault(dev, found)
+        return found
 
     def _read(self) -> int:
         found: list[Observation | None] = []

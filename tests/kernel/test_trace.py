@@ -39,7 +39,9 @@ def rename_self(*names: str) -> None:
 
 
 def instances(tracefs: str) -> list[str]:
-    return [n for n in os.listdir(f"{tracefs}/instances") if n.startswith(f"fanwise-{os.getpid()}")]
+    return [
+        n for n in os.listdir(f"{tracefs}/instances") if n.startswith(f"fanwise-{os.getpid()}-")
+    ]
 
 
 def machine(tracefs: str) -> dict[str, str]:
@@ -63,7 +65,7 @@ def test_records_come_with_time_and_fields(tracefs):
         assert losses == []
         assert all(r.event == "task/task_rename" for r in ours)
         assert before <= ours[0].time <= ours[1].time <= source.complete_to <= after
-        assert abs(source.wall(ours[0].time) - time.time()) < 5
+        assert abs(source.wall(ours[0].time) - time.time()) < 60
 
 
 def test_nothing_outside_of_the_instance_changes(tracefs):
@@ -112,7 +114,7 @@ def test_it_wakes_for_a_single_record(tracefs):
             poll.register(fd, select.POLLIN)
         assert poll.poll(0) == []
         rename_self("fw-yes")
-        assert poll.poll(5000)
+        assert poll.poll(60_000)
 
 
 def test_losses_are_counted(tracefs):
@@ -173,11 +175,13 @@ def test_a_killed_one_is_removed_by_the_next_and_a_live_one_is_not(tracefs):
     dead, left = hold(tracefs)
     live, kept = hold(tracefs)
     try:
-        dead.send_signal(signal.SIGKILL)
-        dead.communicate()
-        assert os.path.isdir(left)
-        # The second net: the kernel stopped it when the process was gone.
-        assert Path(left, "tracing_on").read_text() == "0\n"
+        # What is open is not removed: not by others that start here, before this looks.
+        with open(f"{left}/tracing_on") as file:
+            dead.send_signal(signal.SIGKILL)
+            dead.communicate()
+            assert os.path.isdir(left)
+            # The second net: the kernel stopped it when the process was gone.
+            assert file.read() == "0\n"
         with TraceSource([RENAME], tracefs=tracefs):
             assert not os.path.exists(left)
             assert os.path.isdir(kept)
@@ -191,7 +195,7 @@ def test_a_killed_one_is_removed_by_the_next_and_a_live_one_is_not(tracefs):
 
 
 def test_one_that_is_not_ours_stays(tracefs):
-    names = ["fanwise-1-1-1-0", "fanwise-test-other"]
+    names = [f"fanwise-1-1-1-{os.getpid()}", f"fanwise-test-{os.getpid()}"]
     paths = [f"{tracefs}/instances/{name}" for name in names]
     try:
         for path in paths:
@@ -387,13 +391,13 @@ def test_many_that_start_and_end_at_once_while_others_are_killed(tracefs):
             all_say("UP None\n", killed)
             all_say("True\n", killed)
             for child in killed:
-                assert child.wait(20) == -signal.SIGKILL
+                assert child.wait(60) == -signal.SIGKILL
             all_say("UP None\n", living)
             all_say("True\n", living)
             if n < 5:
                 assert [child.stdout.readline() for child in living] == ["ready\n"] * 4
         for child in living:
-            assert child.wait(20) == 0
+            assert child.wait(60) == 0
     finally:
         for child in children:
             child.kill()
