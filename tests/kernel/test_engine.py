@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import select
 import subprocess
 import threading
 import time
@@ -222,6 +223,34 @@ def test_mounted_again_when_the_counters_are_read(tmp_path):
         at.until(lambda at: all(known.identified for known in known_to(at)))
         it.trigger()
         at.until(lambda at: at.total() == 2 and at.open()[0].count_source == "fserror")
+
+
+def test_who_is_asked_is_known_by_its_mount_and_not_by_its_name(tmp_path):
+    """Another is there when the helper has begun: unmounted meanwhile, or covered."""
+    with (
+        volume("ext4", tmp_path / "1") as it,
+        volume("ext4", tmp_path / "2") as other,
+        listening(tmp_path, it.point, other.point) as at,
+    ):
+        it.trigger()
+        at.until(lambda at: at.total() == 1)
+        (one,) = at.open()
+        known = next(known for known in known_to(at) if known.dev == it.dev)
+        at.until(lambda at: known.probe.idle)
+        known.next = 0.0
+        run("mount", "--bind", str(other.point), str(it.point))
+        try:
+            assert known in at.engine.filesystems.ask(time.monotonic(), 60.0)
+            select.select([known.probe], [], [], 60)
+            found = at.engine.filesystems.answers()
+        finally:
+            run("umount", str(it.point))
+        (finding,) = (told for whose, told in found if whose is known)
+        assert (finding.state, finding.uuid, finding.checked) == ("unknown", None, None)
+        known.next = asked = 0.0
+        at.until(lambda at: known.next > asked and known.probe.idle)
+        assert at.open() == [one]
+        assert known.fs.uuid == one.fs.uuid
 
 
 def known_to(at):

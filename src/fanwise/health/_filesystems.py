@@ -65,6 +65,15 @@ class Known:
         self._describe()
         return before != self.fs
 
+    def of_its_own(self, finding: Finding) -> Finding:
+        """Give the finding; "unknown" when another filesystem was looked at.
+
+        A helper goes by the name of the mount point: what was mounted there may be gone by then, or
+        covered.
+        """
+        here = finding.mount is None or finding.mount in {mount.id for mount in self.mounts}
+        return finding if here else Finding("unknown")
+
     @property
     def life(self) -> int:
         """Which life of the superblock is the present one, see `Check`; 0 where not known."""
@@ -211,7 +220,7 @@ class Filesystems:
                 continue
             finding = known.probe.answer()
             if finding is not None:
-                found.append((known, finding))
+                found.append((known, known.of_its_own(finding)))
                 if finding.state != "hung":
                     self._asked.remove(known)
         return found

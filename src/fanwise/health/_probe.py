@@ -31,7 +31,8 @@ _CHILD = str(Path(__file__).with_name("_probe_child.py"))
 class Finding(msgspec.Struct, frozen=True, gc=False):
     """What a look gave. "unknown": it failed with ``errno``, which need not be a fault.
 
-    ``checked`` is when ext4 was last checked, where it could be read.
+    ``checked`` is when ext4 was last checked, where it could be read. ``mount`` is the id of the
+    mount that was looked at, None where none answered.
     """
 
     state: Literal["ok", "shutdown", "unknown", "hung"]
@@ -39,6 +40,7 @@ class Finding(msgspec.Struct, frozen=True, gc=False):
     uuid: str | None = None
     label: str | None = None
     checked: Check | None = None
+    mount: int | None = None
 
 
 class Probe:

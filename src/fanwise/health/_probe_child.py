@@ -22,15 +22,21 @@ _RDONLY = 1  # ST_RDONLY
 
 
 def look(fstype: str, point: str, more: str = "") -> dict[str, object]:
-    """Answer with ``state``, ``errno``, ``uuid``, ``label`` and ``checked``.
+    """Answer with ``state``, ``errno``, ``uuid``, ``label``, ``checked`` and ``mount``.
 
     ``checked`` is when ext4 was last checked as a whole, with the fields of `Check` (_observe).
-    None is what it does not tell.
+    ``mount`` is the id of what is mounted there now. None is what it does not tell.
     """
     answer: dict[str, object] = {"state": "ok", "errno": 0, "uuid": None, "label": None}
-    answer["checked"] = None
+    answer["checked"] = answer["mount"] = None
     try:
-        fd = os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            answer["mount"] = _mount(root)
+            # The same one: xfs refuses this, and not what only holds the place.
+            fd = os.open(f"/proc/self/fd/{root}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        finally:
+            os.close(root)
     except OSError as error:
         shut = (error.errno == errno.EIO and fstype == "xfs") or error.errno == errno.ESHUTDOWN
         answer["state"] = "shutdown" if shut else "unknown"
@@ -48,6 +54,12 @@ def look(fstype: str, point: str, more: str = "") -> dict[str, object]:
     finally:
         os.close(fd)
     return answer
+
+
+def _mount(fd: int) -> int | None:
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        ids = [int(line.split()[1]) for line in file if line.startswith(b"mnt_id:")]
+    return ids[0] if ids else None
 
 
 # struct ext4_super_block: s_mnt_count, s_magic, s_lastcheck and its high byte. The device's cache
