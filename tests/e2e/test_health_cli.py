@@ -20,6 +20,7 @@ import pytest
 
 from tests.kernel.conftest import loop_device, run as must, unmount
 from tests.kernel.faults import code_of, counted, fsync, volume
+from tests.loopback import ADDRESS
 
 DEADLINE = 60
 
@@ -743,9 +744,7 @@ def test_metrics_by_http_and_as_a_file(tmp_path, follow, look):
 
     file = tmp_path / "fanwise.prom"
     with broken(tmp_path, "f", faulty=True) as it:
-        # An address of this process's own, so that nobody takes the port meanwhile.
-        pid = os.getpid()
-        address = f"127.{1 + (pid >> 16)}.{pid >> 8 & 255}.{pid & 255}:9899"
+        address = f"{ADDRESS}:9899"
         running = follow(it.point, options=("--metrics", address, "--textfile", file))
         met(it, "f")
         met(it, "f")

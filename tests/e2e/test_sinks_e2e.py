@@ -18,6 +18,7 @@ import pytest
 from fanwise import FanwiseError
 from fanwise.sinks.program import Program
 from fanwise.sinks.webhook import Webhook
+from tests.loopback import ADDRESS
 
 RECORD = {"type": "incident", "id": "abc", "fs": {"uuid": "u"}, "errno": "EIO", "last_seen": 5.0}
 BODY = msgspec.json.encode(RECORD)
@@ -293,10 +294,10 @@ def test_a_server_says_when_to_come_back():
 
 
 def test_nobody_listens():
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+    with socket.create_server((ADDRESS, 0)) as listening:
         port = listening.getsockname()[1]
-    outcome = outcome_of(Webhook("w", f"http://127.0.0.1:{port}/", tries=2, **QUICK))
-    assert outcome.reason == f"127.0.0.1:{port}: Connection refused (2 tries)"
+    outcome = outcome_of(Webhook("w", f"http://{ADDRESS}:{port}/", tries=2, **QUICK))
+    assert outcome.reason == f"{ADDRESS}:{port}: Connection refused (2 tries)"
 
 
 def test_a_server_that_hangs_does_not_hold_up_who_calls_or_the_end():

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fanwise import DecodeError
+from fanwise.sources import trace
 from fanwise.sources.trace import STACK, TraceEvent, TraceSource, remove_dead
 from tests.kernel.conftest import run
 
@@ -115,6 +117,28 @@ def test_it_wakes_for_a_single_record(tracefs):
         assert poll.poll(0) == []
         rename_self("fw-yes")
         assert poll.poll(60_000)
+
+
+def test_what_is_written_while_it_reads_does_not_wait_for_the_next(tracefs, monkeypatch):
+    """Its time is after the beginning: another CPU may have an earlier one that was not read."""
+    late = ["fw-late"]
+
+    def clock(which):
+        now = time.clock_gettime_ns(which)
+        if late:
+            rename_self(late.pop())
+        return now
+
+    event = RENAME._replace(filter=f"pid == {os.getpid()}")
+    with TraceSource([event], tracefs=tracefs) as source:
+        times = SimpleNamespace(
+            clock_gettime_ns=clock, CLOCK_BOOTTIME=time.CLOCK_BOOTTIME, time_ns=time.time_ns
+        )
+        monkeypatch.setattr(trace, "time", times)
+        records, losses = source.take()
+        assert [r.values[1] for r in records][:1] == [b"fw-late"]
+        assert (losses, source._held) == ([], [])
+        assert records[-1].time <= source.complete_to
 
 
 def test_losses_are_counted(tracefs):

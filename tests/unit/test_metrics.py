@@ -22,6 +22,7 @@ from fanwise.metrics.health import METRICS, STATES, Delays, samples
 from fanwise.metrics.server import Server, parse_address
 from fanwise.metrics.text import Histogram, Metric, Sample, render
 from fanwise.store.database import Store
+from tests.loopback import ADDRESS
 
 _spec = spec_from_file_location("promtool", Path(__file__).with_name("promtool.py"))
 promtool = module_from_spec(_spec)
@@ -207,13 +208,13 @@ def test_wrong_addresses(text):
 
 @pytest.fixture
 def server():
-    with Server("127.0.0.1:0", deadline=0.5) as server:
+    with Server(f"{ADDRESS}:0", deadline=60.0) as server:
         server.publish(lambda: b"a 1\n")
         yield server
 
 
 def get(server, path="/metrics", **options):
-    url = f"http://127.0.0.1:{server.port}{path}"
+    url = f"http://{server.host}:{server.port}{path}"
     request = urllib.request.Request(url, **options)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
@@ -244,18 +245,23 @@ def test_what_was_published_is_served(server):
     "text", [b"\r\n\r\n", b"x" * 20000, b"GET /metrics\r\n\r\n", b"\xff \0 H\r\n\r\n"]
 )
 def test_nonsense_is_answered(server, text):
-    with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+    with socket.create_connection((server.host, server.port), 60) as client:
         client.sendall(text)
         assert client.recv(100).startswith(b"HTTP/1.1 400 ")
     assert get(server)[0] == 200
 
 
-def test_slow_clients_hold_nobody_up(server):
+def test_slow_clients_hold_nobody_up():
     """Some say nothing, some a part, some do not read; a hundred of them."""
+    with Server(f"{ADDRESS}:0", deadline=5.0) as server:
+        slow_clients(server)
+
+
+def slow_clients(server):
     server.publish(lambda: b"a 1\n" * 2_000_000)
     slow = []
     for n in range(100):
-        client = socket.create_connection(("127.0.0.1", server.port), 30)
+        client = socket.create_connection((server.host, server.port), 60)
         if n % 3 == 1:
             client.sendall(b"GET /metr")
         elif n % 3 == 2:
@@ -263,7 +269,7 @@ def test_slow_clients_hold_nobody_up(server):
         slow.append(client)
     began = time.monotonic()
     assert len(get(server)[2]) == 8_000_000
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     # Each of the slow ones is ended by the server, sooner or later.
     for client in slow:
         try:
@@ -277,9 +283,9 @@ def test_slow_clients_hold_nobody_up(server):
 
 def test_there_are_never_too_many_clients():
     """However long each may take: the oldest ones are ended for the newest."""
-    with Server("127.0.0.1:0", deadline=60.0) as server:
+    with Server(f"{ADDRESS}:0", deadline=60.0) as server:
         server.publish(lambda: b"a 1\n")
-        idle = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(40)]
+        idle = [socket.create_connection((server.host, server.port), 60) for _ in range(40)]
         assert get(server)[2] == b"a 1\n"
         for client in idle[:8]:
             assert client.recv(1) == b""
@@ -291,14 +297,14 @@ def test_there_are_never_too_many_clients():
 
 def test_an_address_that_is_taken(server):
     with pytest.raises(FanwiseError, match="Address already in use"):
-        Server(f"127.0.0.1:{server.port}").start()
+        Server(f"{server.host}:{server.port}").start()
 
 
 def test_a_fork_does_not_keep_the_port():
     text = """
-import os, socket
+import os, socket, sys
 from fanwise.metrics.server import Server
-server = Server("127.0.0.1:0")
+server = Server(sys.argv[1])
 server.start()
 read, write = os.pipe()
 there, say = os.pipe()
@@ -310,12 +316,13 @@ if pid == 0:
     os._exit(0)
 os.read(there, 1)
 server.close()
-socket.create_server(("127.0.0.1", server.port)).close()
+socket.create_server((server.host, server.port)).close()
 os.close(write)
 os.waitpid(pid, 0)
 print("free")
 """
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
+    argv = [sys.executable, "-c", text, f"{ADDRESS}:0"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.stdout == "free\n", done.stderr
 
 

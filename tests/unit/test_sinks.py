@@ -104,13 +104,27 @@ def test_offering_never_waits_and_what_has_no_room_is_counted_and_told():
     assert sink.counts().queued == 0
 
 
+class Standing(Bucket):
+    """Its clock is told the time."""
+
+    now = 0.0
+
+    def take(self, now):
+        return super().take(self.now)
+
+    def wait(self, now):
+        return super().wait(self.now)
+
+
 def test_what_comes_too_often_is_counted_and_the_last_of_it_is_told():
-    sink = Gate(bucket=Bucket(20.0, 2))
+    bucket = Standing(20.0, 2)
+    sink = Gate(bucket=bucket)
     for _ in range(10):
         sink.let.release()
     with sink:
         taken = [sink.offer(encoded(n=n)) for n in range(9)]
         assert taken == [True, True] + [False] * 7
+        bucket.now = 0.05
         until = time.monotonic() + 30
         while len(sink.got) < 3 and time.monotonic() < until:
             sink.began.acquire(timeout=0.1)

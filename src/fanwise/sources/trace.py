@@ -58,6 +58,7 @@ _NAME = re.compile(r"fanwise-(?P<pid>\d+)-(?P<start>\d+)-(?P<space>\d+)-\d+")
 # An instance is gone; or it is just going, and what was found by name opens no more.
 _GONE = (errno.ENOENT, errno.ENODEV)
 _SMALLEST_KB = 64
+_AGAIN = 8  # in a storm the rest comes with what wakes next
 _MOST_PAGES = 1 << 14  # of one CPU in one take(): a storm must not hold the caller for ever
 
 _live: "weakref.WeakSet[TraceSource]" = weakref.WeakSet()
@@ -352,6 +353,17 @@ class TraceSource:
         """
         if not self.up:
             return [], []
+        found, losses = self._take()
+        # What was written meanwhile is out of its pipe: nothing would wake who waits for it.
+        for _ in range(_AGAIN):
+            if not self._held:
+                break
+            more, lost = self._take()
+            found += more
+            losses += lost
+        return found, losses
+
+    def _take(self) -> tuple[list[TraceRecord], list[TraceLoss]]:
         begin = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         found, self._held = self._held, []
         losses = []
