@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import select
 import subprocess
 import threading
@@ -249,8 +250,8 @@ def test_who_is_asked_is_known_by_its_mount_and_not_by_its_name(tmp_path):
         assert (finding.state, finding.uuid, finding.checked) == ("unknown", None, None)
         known.next = asked = 0.0
         at.until(lambda at: known.next > asked and known.probe.idle)
-        assert at.open() == [one]
-        assert known.fs.uuid == one.fs.uuid
+        assert [each.id for each in at.open()] == [one.id]
+        assert known.fs.uuid == at.open()[0].fs.uuid == one.fs.uuid
 
 
 def known_to(at):
@@ -412,6 +413,27 @@ def test_data_that_is_not_written_back(tmp_path):
             assert one.object.path == str(it.point / "f")
             assert "told" not in (one.text or "")
             it.faults.clear()
+
+
+def test_metrics_are_of_what_is_listened_to(tmp_path):
+    file = tmp_path / "fanwise.prom"
+    settings = msgspec.structs.replace(SETTINGS, textfile=str(file))
+
+    def devices():
+        text = file.read_text() if file.exists() else ""
+        return set(re.findall(r'_fs_writeback_errors_total.*device="([^"]+)"', text))
+
+    with (
+        volume("ext4", tmp_path / "1", faulty=True, prepare=tree) as it,
+        volume("ext4", tmp_path / "2", faulty=True, prepare=tree) as other,
+        listening(tmp_path, it.point, settings=settings) as at,
+    ):
+        for broken in (other, it):
+            name = broken.point / "d/f"
+            broken.faults.fail("write", errno.EIO, *broken.extent(name))
+            assert code_of(lambda name=name: fsync(name, b"y" * 4096)) == "EIO"
+        at.until(lambda at: devices())
+        assert devices() == {f"7:{it.dev[1]}"}
 
 
 def test_a_reading_error_of_data_names_the_device(tmp_path):

@@ -415,11 +415,6 @@ class Engine:
             self._keep(self.correlator.state(known.dev, shown, time.time()))
 
     def _take(self, seen: Observation) -> None:
-        if seen.channel == "trace":
-            self._export.delays.add(time.time() - seen.time)
-        # The log tells of the same, as long as it is not rate-limited.
-        if seen.what == "writeback" and (seen.channel == "trace" or not self.channels.traced):
-            self._export.wrote(seen)
         above = self._above(seen.dev)
         if not above:
             self._mounts(look=False)  # it may have been mounted after the last look
@@ -428,6 +423,11 @@ class Engine:
             if self.filesystems.points is not None:
                 return
             self._introduce(seen.dev)
+        if seen.channel == "trace":
+            self._export.delays.add(time.time() - seen.time)
+        # The log tells of the same, as long as it is not rate-limited.
+        if seen.what == "writeback" and (seen.channel == "trace" or not self.channels.traced):
+            self._export.wrote(seen)
         for one in above:
             one.due = self._clock() + _AFTER
         if len(above) == 1 and above[0].fstype.startswith("ext"):
