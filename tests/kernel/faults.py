@@ -260,7 +260,7 @@ def _end(it: Volume, faults: FaultFile | None) -> None:
         faults.clear()
     try:
         while any(m.mount_point == os.fsencode(it.point) for m in mounts()):
-            it.unmount()  # ismount() would ask a filesystem that may be shut down
+            unmount(it.point)  # ismount() would ask a filesystem that may be shut down
     except (AssertionError, OSError):
         run("umount", "--lazy", str(it.point))
         raise
