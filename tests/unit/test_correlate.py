@@ -616,8 +616,12 @@ def test_a_shutdown_that_is_reported_and_not_counted(bench):
     bench.counter(0)
     bench.see("trace", "shutdown", errno=errno.ESHUTDOWN, state="shutdown")
     bench.fserror(None, errno.ESHUTDOWN, state="shutdown")
-    bench.now += 1
+    bench.now += 0.2
     bench.counter(0)
+    assert bench.it.unsure(bench.dev)
+    bench.now += 2
+    bench.counter(0)
+    assert not bench.it.unsure(bench.dev)
     incident = bench.only()
     assert (incident.state, incident.total) == ("shutdown", 1)
     bench.fserror(14)
@@ -628,6 +632,26 @@ def test_a_shutdown_that_is_reported_and_not_counted(bench):
     bench.now += 60
     bench.counter(2, last=point(15, EIO))
     assert {i.object.ino for i in bench.open()} == {None, 14, 15}
+
+
+def test_a_counter_that_is_behind_takes_no_error_away(bench):
+    """ext4 moves it from a work queue, whenever that runs; the log had its ten in five seconds."""
+    bench.counter(0)
+    for ino in (14, 15):
+        bench.trace()
+        bench.fserror(ino)
+    bench.now += 0.12
+    bench.counter(0)
+    assert bench.it.unsure(bench.dev)
+    bench.counter(1, last=point(14))
+    bench.trace()
+    bench.fserror(16)
+    bench.now += 0.12
+    bench.counter(2, last=point(15))
+    bench.now += 1
+    bench.counter(3, last=point(16))
+    assert not bench.it.unsure(bench.dev)
+    assert {i.object.ino: i.total for i in bench.open()} == {14: 1, 15: 1, 16: 1}
 
 
 def test_reports_of_xfs_join_what_the_trace_saw():

@@ -16,6 +16,7 @@ The rules:
   that is open; a record that comes within two seconds explains it. Sums that are too high, because
   merged records counted errors of several objects in one, are cut when the counter was read after
   things came to rest (0.1 s: ext4 moves the counter after it notified).
+- What is reported and never counted is told from what the counter is late with after two seconds.
 - Beyond 100 open incidents of a filesystem, what would be new is counted in one of scope "fs".
 - A counter that went back was checked or reset: what it counted is resolved.
 
@@ -196,8 +197,18 @@ class Correlator:
         if difference > 0:
             self._hold(ledger, counters, before is None, at, now, life)
         elif difference < 0 and now - ledger.last_event >= REST:
-            self._cut(ledger)
+            self._cut(ledger, now)
         return self._flush()
+
+    def unsure(self, dev: Dev) -> bool:
+        """Whether the counter may be behind what was told of it just now: then read it again."""
+        ledger = self._ledgers.get(dev)
+        return (
+            ledger is not None
+            and ledger.counter is not None
+            and ledger.counted > ledger.counter
+            and self._clock() - ledger.last_event < WINDOW
+        )
 
     def checked(self, dev: Dev, check: Check) -> list[Incident]:
         """When the filesystem was checked last, as its superblock says.
@@ -470,7 +481,7 @@ class Correlator:
             case.held, case.held_at = case.held + missing, since
 
     # The incidents have more than the counter, which is right.
-    def _cut(self, ledger: Ledger) -> None:
+    def _cut(self, ledger: Ledger, now: float) -> None:
         right = ledger.counter or 0
         for case in reversed(ledger.cases):  # held, and explained elsewhere
             spare = min(case.held if case.own > case.cut else case.held - 1, ledger.counted - right)
@@ -487,7 +498,10 @@ class Correlator:
                 self._merge(ledger, case, into)
         self._share(ledger)
         # Reported, and no error to the superblock: from Linux 7.0 on shutdowns, and failures of a
-        # file's data. ext4's own errors have a record in the trace and the log.
+        # file's data. ext4's own errors have a record in the trace and the log; where these have
+        # none (the log has a limit) the counter is behind: a work queue moves it, without a bound.
+        if now - ledger.last_event < WINDOW:
+            return
         for case in sorted(ledger.cases, key=lambda c: (c.errno != errno.ESHUTDOWN, -c.born)):
             reported = not any(via in case.evidence for via in ("trace.error", "kmsg.error"))
             if case.counted and reported and case.errors <= ledger.counted - right:

@@ -28,7 +28,7 @@ from fanwise.health import _intake
 from fanwise.health._actions import Actions
 from fanwise.health._case import Ledger
 from fanwise.health._channels import Channels, Loss
-from fanwise.health._correlate import REST, Correlator
+from fanwise.health._correlate import REST, WINDOW, Correlator
 from fanwise.health._export import Export, Snapshot
 from fanwise.health._filesystems import Filesystems, Known, describe, device_of, readable
 from fanwise.health._incident import SEVERITY, Incident
@@ -488,6 +488,8 @@ class Engine:
             self.channels.garbage(bad.path, bad.why)
         if reading.ext4 is not None:
             self._keep(self.correlator.ext4(known.dev, reading.ext4, now, known.life))
+            if self.correlator.unsure(known.dev):
+                known.due = self._clock() + WINDOW
         self._keep(self.correlator.btrfs(known.dev, reading.btrfs, now))
         self._export.counted(known.fs, reading)
         if known.fstype.startswith("ext"):
