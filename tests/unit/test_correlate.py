@@ -688,6 +688,15 @@ def test_an_inode_whose_metadata_and_data_failed_has_both_in_its_total():
     assert it.only().at_least
 
 
+def test_what_it_was_for_is_said_although_the_log_came_first():
+    it = Bench()
+    it.see("kmsg", "io", scope="device", errno=EIO, operation="block write")
+    it.see("kmsg", "writeback", scope="inode", ino=14)
+    it.see("trace", "io", scope="device", errno=EIO, operation="block write")
+    it.see("trace", "writeback", scope="inode", ino=14, operation="data write-back")
+    assert it.only().operation == "data write-back"
+
+
 def test_no_advice_is_given_twice():
     for state in ("aborted", "shutdown", "emergency_ro"):
         for code in (errno.ESHUTDOWN, errno.EROFS, EIO):

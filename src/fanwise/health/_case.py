@@ -169,6 +169,7 @@ class Case(msgspec.Struct, kw_only=True):
             self.life = seen.life
         # The block layer knows what was asked of the device, others know what for.
         device_only = all(via.endswith(".io") for via in self.evidence)
+        device_only = device_only or (self.operation or "").startswith("block ")
         if seen.operation and (self.operation is None or (device_only and seen.what != "io")):
             self.operation = seen.operation
         self.evidence[seen.via] = self.evidence.get(seen.via, 0) + seen.count
