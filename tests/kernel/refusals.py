@@ -25,22 +25,30 @@ NUMBERS["statmount"] = 457
 NUMBERS["listmount"] = 458
 
 CLONE_NEWUSER = 0x1000_0000
+PR_SET_DUMPABLE = 4
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_SECCOMP = 22
 CAP_AUDIT_WRITE, CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN = 29, 2, 21
 
 
-def become_nobody():
+# Groups are counted for each user, also those of a namespace, for who made it: whoever takes all
+# takes them from everybody else who is that user.
+OWN = 60_000 + os.getpid() % 5000
+
+
+def become_nobody(uid=65534):
     os.setgroups([])
-    os.setresgid(65534, 65534, 65534)
-    os.setresuid(65534, 65534, 65534)
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
 
 
-def enter_user_namespace():
+def enter_user_namespace(uid=0):
+    os.seteuid(uid)
+    assert libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) == 0  # or its files in /proc are root's
     if libc.unshare(CLONE_NEWUSER) < 0:
         raise OSError(ctypes.get_errno(), "unshare")
     with open("/proc/self/uid_map", "w") as file:
-        file.write("0 0 1")
+        file.write(f"0 {uid} 1")
 
 
 def drop(capability):
@@ -109,11 +117,7 @@ def nobody_marks_unreadable():
 
 
 def nobody_seizes_groups():
-    become_nobody()
-    seize_groups()
-
-
-def root_seizes_groups():
+    become_nobody(OWN)
     seize_groups()
 
 
@@ -133,7 +137,7 @@ def namespace_root_marks_a_filesystem():
 
 
 def namespace_root_seizes_groups():
-    enter_user_namespace()
+    enter_user_namespace(OWN)
     seize_groups()
 
 
