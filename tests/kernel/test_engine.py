@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from fanwise import config, health
-from fanwise.health import _places as places
+from fanwise.health import _engine, _places as places
 from fanwise.health._engine import Engine, Sources
 from fanwise.health._follow import said
 from fanwise.health._incident import Incident, Object
@@ -257,6 +257,25 @@ def test_who_is_asked_is_known_by_its_mount_and_not_by_its_name(tmp_path):
 
 def known_to(at):
     return list(at.engine.filesystems.known.values())
+
+
+def test_a_counter_that_was_behind_is_read_again(tmp_path, monkeypatch):
+    """The work queue that moves it comes when it likes; the timer here never does."""
+    real, behind = _engine.read, []
+
+    def late(place):
+        return behind.pop() if behind else real(place)
+
+    monkeypatch.setattr(_engine, "read", late)
+    settings = msgspec.structs.replace(SETTINGS, counters=600.0)
+    with volume("ext4", tmp_path) as it, listening(tmp_path, it.point, settings=settings) as at:
+        behind.append(real(known_to(at)[0].place))
+        it.trigger()
+        counted(it, 1)
+        at.until(lambda at: not behind)
+        (ledger,) = at.engine.correlator.ledgers()
+        at.until(lambda at: ledger.counter == 1)
+        assert at.total() == 1
 
 
 def test_who_reads_the_database_knows_what_is_listened_to_when_it_is_open(tmp_path, monkeypatch):
