@@ -194,7 +194,7 @@ def test_what_is_covered_is_marked_by_another_way(source, tmp_path):
 def test_what_is_followed_can_be_unmounted(source, tmp_path):
     with volume("ext4", tmp_path, **SMALL) as it:
         source.follow(ours(it))
-        unmount(it.point)
+        it.unmount()
         assert source.followed() == set()
         it.mount()
 
