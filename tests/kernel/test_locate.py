@@ -182,6 +182,24 @@ def test_a_search_is_bounded_and_stays_on_its_filesystem(tmp_path):
             assert ask(it, ino, ways=("search",)).paths == () or ino < 1000
 
 
+def test_what_lies_over_the_mount_point_is_not_searched(tmp_path):
+    """Or below it, when it was unmounted meanwhile: its numbers are others."""
+    with (
+        volume("ext4", tmp_path / "one", prepare=fill) as it,
+        volume("ext4", tmp_path / "two", prepare=fill) as other,
+    ):
+        ino, device = os.stat(it.point / "a/one").st_ino, device_of(it)
+        assert ino == os.stat(other.point / "a/one").st_ino
+        with Locate() as locate:
+            locate.submit(
+                Question(
+                    tag="q", device=device, fstype="ext4", point=os.fsencode(other.point), ino=ino
+                )
+            )
+            found = answer(locate, "q")
+        assert (found.paths, found.reason) == ((), "another filesystem is mounted there")
+
+
 def test_a_model_answers_at_once(tmp_path):
     with volume("ext4", tmp_path, prepare=fill) as it:
         known = {12: "/as/the/model/says"}
@@ -297,14 +315,14 @@ def test_closing_does_not_wait_for_one_that_hangs(tmp_path):
         locate.submit(
             Question(
                 tag="q",
-                device="1:1",
+                device=device_of(it),
                 fstype="ext4",
                 point=os.fsencode(it.point),
                 ino=ino,
                 ways=("search",),
             )
         )
-        pid = locate._helpers["1:1"].process.pid
+        pid = locate._helpers[device_of(it)].process.pid
         reading(it)
         begin = time.monotonic()
         locate.close()
@@ -339,9 +357,11 @@ def test_closing_waits_for_one_that_only_needs_the_processor(monkeypatch):
 def test_a_helper_that_is_killed_is_an_answer(tmp_path):
     with hanging(tmp_path) as (it, ino), Locate() as locate:
         locate.submit(
-            Question(tag="q", device="1:1", fstype="ext4", point=os.fsencode(it.point), ino=ino)
+            Question(
+                tag="q", device=device_of(it), fstype="ext4", point=os.fsencode(it.point), ino=ino
+            )
         )
-        process = locate._helpers["1:1"].process
+        process = locate._helpers[device_of(it)].process
         process.kill()
         it.faults.clear()
         assert answer(locate, "q").reason == "the helper ended without an answer"
@@ -374,9 +394,11 @@ def test_the_helper_stands_back(tmp_path):
     """Its disk requests are on the idle class, and it is nice."""
     with hanging(tmp_path) as (it, ino), Locate() as locate:
         locate.submit(
-            Question(tag="q", device="1:1", fstype="ext4", point=os.fsencode(it.point), ino=ino)
+            Question(
+                tag="q", device=device_of(it), fstype="ext4", point=os.fsencode(it.point), ino=ino
+            )
         )
-        pid = locate._helpers["1:1"].process.pid
+        pid = locate._helpers[device_of(it)].process.pid
         reading(it)
         assert os.getpriority(os.PRIO_PROCESS, pid) == 19
         said = subprocess.run(["ionice", "-p", str(pid)], capture_output=True, text=True)

@@ -271,6 +271,7 @@ class Locate:
         while waiting and device not in self._helpers and not self._closed:
             question = waiting.popleft()
             asked: dict[str, Any] = {
+                "device": question.device,
                 "fstype": question.fstype,
                 "point": question.point.hex(),
                 "ino": question.ino,

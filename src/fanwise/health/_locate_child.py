@@ -42,6 +42,7 @@ _GETFSMAP = (3 << 30) | (192 << 16) | (ord("X") << 8) | 59
 _FSMAP = "=II4Q24x"  # device, flags, physical, owner, offset, length
 _SPECIAL = 0x10  # FMR_OF_SPECIAL_OWNER: not an inode
 _TOP, _ROOT_TREE, _ROOT_BACKREF, _SUBVOLUME = 5, 1, 144, 256
+_OWN_NUMBER = ("ext2", "ext3", "ext4", "xfs")  # that of the superblock is that of its files
 _MOST_SUBVOLUMES = 10_000
 _MOST_NAMES = 64
 _MOST_ABOVE = 256
@@ -69,6 +70,14 @@ def ask(question: dict[str, Any]) -> dict[str, Any]:
         fd = os.open(bytes.fromhex(question["point"]), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         answer["reason"] = f"the mount point cannot be opened: {error.strerror}"
+        return answer
+    here = os.fstat(fd).st_dev
+    # The mount may be gone by now, or covered. (btrfs has a number for each subvolume.)
+    if (
+        question["fstype"] in _OWN_NUMBER
+        and f"{os.major(here)}:{os.minor(here)}" != question["device"]
+    ):
+        answer["reason"] = "another filesystem is mounted there"
         return answer
     if question.get("start") is not None:
         try:
