@@ -1,11 +1,13 @@
 """Lines of a trace, as Linux 6.18 printed them, whole and cut short."""
 
 import errno
+import time
 
 import pytest
 
 from fanwise.health import _intake
-from fanwise.sources.errortrace import TracedError, TracedLoss, parse_line
+from fanwise.sources import errortrace
+from fanwise.sources.errortrace import ErrorTrace, TracedError, TracedLoss, parse_line
 
 HEAD = "          <...>-31168   [001] .....  1234.500000: "
 LINES = {
@@ -89,3 +91,19 @@ def test_what_every_buffer_says_after_a_shutdown():
     text = LINES["xfs_buf_ioerror"].replace("xfs_dir3_data_read_verify", "xfs_buf_ioend_fail")
     seen = _intake.from_trace(parse_line(f"{HEAD}xfs_buf_ioerror: {text}"))
     assert (seen.what, seen.state) == ("shutdown", "shutdown")
+
+
+def test_a_backlog_is_put_together_once(tmp_path, monkeypatch):
+    """The pipe gives a page at a time; joined one by one these are 100 GiB of copies."""
+    pages = 8192
+    backlog = tmp_path / "pipe"
+    backlog.write_bytes((b"x" * 4095 + b"\n") * pages)
+    trace = ErrorTrace()
+    monkeypatch.setattr(errortrace, "_READ", 4096)
+    monkeypatch.setattr(errortrace, "_MOST_READS", pages)
+    with open(backlog, "rb") as file:
+        trace._fds = [file.fileno()]
+        began = time.process_time()
+        assert len(trace._lines()) == pages
+        assert time.process_time() - began < 2
+        trace._fds = []

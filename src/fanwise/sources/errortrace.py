@@ -261,7 +261,7 @@ class ErrorTrace(TraceSource):
         return SourceState("trace", "degraded", "; ".join(reasons), self.lost, uncounted)
 
     def _lines(self) -> list[str]:
-        data = self._rest
+        parts = [self._rest]
         for _ in range(_MOST_READS):
             try:
                 more = os.read(self._fds[0], _READ)
@@ -269,9 +269,9 @@ class ErrorTrace(TraceSource):
                 break
             if not more:
                 break
-            data += more
+            parts.append(more)
         # A line longer than the reader's buffer comes in two reads.
-        *lines, self._rest = data.split(b"\n")
+        *lines, self._rest = b"".join(parts).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
             lines, self._rest = [*lines, self._rest], b""
         return [line.decode("utf-8", "replace") for line in lines if line.strip()]
