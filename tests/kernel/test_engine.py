@@ -12,19 +12,22 @@ import time
 import msgspec
 import pytest
 
-from fanwise import config, health
+from fanwise import FanwiseError, config, health
 from fanwise.health import _engine, _places as places
 from fanwise.health._engine import Engine, Sources
 from fanwise.health._follow import said
 from fanwise.health._incident import Incident, Object
 from fanwise.health._keeping import Keeping
 from fanwise.health._locate import MARGIN, SECONDS, Paths
+from fanwise.health._observe import Observation
 from fanwise.health._places import Keeper
+from fanwise.health._probe import Finding
 from fanwise.health._probe_child import look as look_at
 from fanwise.kernel import fanotify as fan
 from tests.kernel.conftest import run
 from tests.kernel.faults import code_of, counted, fsync, read, volume
 
+OK = Finding("ok")
 SETTINGS = msgspec.structs.replace(config.Health(), counters=0.5, probe=0.3)
 
 
@@ -253,6 +256,73 @@ def test_who_is_asked_is_known_by_its_mount_and_not_by_its_name(tmp_path):
         at.until(lambda at: known.next > 0.0 and known.probe.idle)
         assert [each.id for each in at.open()] == [one.id]
         assert known.fs.uuid == at.open()[0].fs.uuid == one.fs.uuid
+
+
+def once(function, first):
+    """The function; before it is called for the first time, ``first`` is."""
+    todo = [first]
+
+    def called(*args):
+        if todo:
+            todo.pop()()
+        return function(*args)
+
+    return called
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two filesystems of an engine that was in the middle of something when they were mounted."""
+    settings = msgspec.structs.replace(SETTINGS, counters=600.0, probe=600.0)
+    with (
+        volume("ext4", tmp_path / "1") as it,
+        volume("xfs", tmp_path / "2") as other,
+        listening(tmp_path, it.point, other.point, settings=settings) as at,
+    ):
+        it.trigger()
+        at.until(lambda at: at.total() == 1)
+        at.until(lambda at: all(k.probe.idle and k.due is None for k in known_to(at)))
+        it.unmount()
+        other.unmount()
+        at.engine._mounts(look=False)
+        yield at, it, other
+
+
+def test_unmounted_while_another_is_identified(two, monkeypatch):
+    """What waits for the name of one that went is told once."""
+    at, it, other = two
+    it.mount()
+    other.mount()
+    at.engine._mounts(look=False)
+    one, gone = sorted(known_to(at), key=lambda known: known.dev != it.dev)
+    for known in (one, gone):
+        assert not known.identified
+        assert select.select([known.probe], [], [], 60)[0]
+    seen = Observation(
+        channel="fserror", what="error", dev=other.dev, time=time.time(), scope="inode", ino=131,
+        errno=errno.EUCLEAN,
+    )  # fmt: skip
+    gone.waiting.append(seen)
+    monkeypatch.setattr(at.engine.filesystems, "answers", lambda: [(one, OK), (gone, OK)])
+    monkeypatch.setattr(_engine, "read", once(_engine.read, other.unmount))
+    at.engine._probes(time.monotonic())
+    assert one.identified
+    assert not gone.identified
+    (ledger,) = (each for each in at.engine.correlator.ledgers() if each.dev == other.dev)
+    assert [case.total for case in ledger.cases] == [1]
+
+
+def test_mounted_while_no_helper_can_be_started(two, monkeypatch):
+    at, it, other = two
+
+    def none(*args):
+        raise FanwiseError("no helper", "let more processes be")
+
+    it.mount()
+    monkeypatch.setattr(at.engine.filesystems, "ask", none)
+    monkeypatch.setattr(_engine, "read", once(_engine.read, other.mount))
+    at.engine._turn()
+    assert {known.dev for known in known_to(at) if known.identified} == {it.dev, other.dev}
 
 
 def known_to(at):

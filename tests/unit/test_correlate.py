@@ -81,8 +81,8 @@ class Bench:
         return incident
 
 
-def point(ino=0, code=EUCLEAN, function="f", line=1, at=900):
-    return ErrorPoint(at, function, line, ino, 0, code)
+def point(ino=0, code=EUCLEAN, function="f", line=1, at=900, block=0):
+    return ErrorPoint(at, function, line, ino, block, code)
 
 
 @pytest.fixture
@@ -695,6 +695,15 @@ def test_what_it_was_for_is_said_although_the_log_came_first():
     it.see("trace", "io", scope="device", errno=EIO, operation="block write")
     it.see("trace", "writeback", scope="inode", ino=14, operation="data write-back")
     assert it.only().operation == "data write-back"
+
+
+def test_the_block_of_the_first_error_stays():
+    it = Bench()
+    it.counter(0)
+    it.counter(1, first=point(14, block=1234), last=point(14, block=1234))
+    it.now += 60
+    it.counter(2, first=point(14, block=1234), last=point(14, block=9999))
+    assert (it.only().operation, it.only().total) == ("block 1234", 2)
 
 
 def test_no_advice_is_given_twice():

@@ -169,7 +169,7 @@ class Case(msgspec.Struct, kw_only=True):
             self.life = seen.life
         # The block layer knows what was asked of the device, others know what for.
         device_only = all(via.endswith(".io") for via in self.evidence)
-        device_only = device_only or (self.operation or "").startswith("block ")
+        device_only = device_only or _of_device(self.operation or "")
         if seen.operation and (self.operation is None or (device_only and seen.what != "io")):
             self.operation = seen.operation
         self.evidence[seen.via] = self.evidence.get(seen.via, 0) + seen.count
@@ -266,6 +266,11 @@ class Case(msgspec.Struct, kw_only=True):
             resolved=self.resolved,
             merged_into=self.merged_into,
         )
+
+
+# What the block layer was asked, in its words; the superblock has the number of a block.
+def _of_device(operation: str) -> bool:
+    return operation.startswith("block ") and not operation.removeprefix("block ").isdigit()
 
 
 CASE: Lifetime[Case] = Lifetime(

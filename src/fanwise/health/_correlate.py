@@ -16,7 +16,7 @@ The rules:
   that is open; a record that comes within two seconds explains it. Sums that are too high, because
   merged records counted errors of several objects in one, are cut when the counter was read after
   things came to rest (0.1 s: ext4 moves the counter after it notified).
-- What is reported and never counted is told from what the counter is late with after two seconds.
+- An error that ext4 has not counted after two seconds is one that it never counts.
 - Beyond 100 open incidents of a filesystem, what would be new is counted in one of scope "fs".
 - A counter that went back was checked or reset: what it counted is resolved.
 

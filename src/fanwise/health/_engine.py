@@ -345,7 +345,8 @@ class Engine:
         if came or went or first:
             self.channels.follow()
         for known in went:
-            for seen in known.waiting:  # it went before it said who it was
+            waiting, known.waiting = known.waiting, []
+            for seen in waiting:  # it went before it said who it was
                 self._keep(self.correlator.feed(seen))
         for known in changed:
             if known.identified:
@@ -356,6 +357,8 @@ class Engine:
 
     def _probes(self, now: float) -> None:
         for known, finding in self.filesystems.answers():
+            if not self._is_there(known):
+                continue
             if not known.identified:
                 self._identify(known, finding)
             elif known.found(finding):
@@ -366,10 +369,14 @@ class Engine:
         try:
             self.filesystems.ask(now, self._settings.probe)
         except FanwiseError as error:
-            for known in self.filesystems.known.values():
-                if not known.identified:
+            for known in list(self.filesystems.known.values()):
+                if self._is_there(known) and not known.identified:
                     self._identify(known, Finding("unknown"))
             self._failed["probe"] = str(error)
+
+    # To identify or count one shows that others went, or that it went itself.
+    def _is_there(self, known: Known) -> bool:
+        return self.filesystems.known.get(known.dev) is known
 
     # Whose filesystem is it? Its incidents may be open under another device number.
     def _identify(self, known: Known, finding: Finding) -> None:
@@ -479,6 +486,8 @@ class Engine:
                 self._count(known)
 
     def _count(self, known: Known) -> None:
+        if not self._is_there(known):
+            return
         known.due = None
         reading = read(known.place)
         now = time.time()
@@ -502,7 +511,7 @@ class Engine:
             return
         if self.channels.mounts_changed(look=True):
             self._take_mounts()
-        if self.filesystems.known.get(known.dev) is known:
+        if self._is_there(known):
             self._shown(known)
 
     # -- what goes out
