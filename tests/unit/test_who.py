@@ -1,5 +1,6 @@
 """Whose number it was: the rules, on records as the kernel gives them."""
 
+import errno
 import json
 
 import pytest
@@ -196,3 +197,59 @@ def test_a_process_whose_names_are_not_utf8_costs_no_line():
         "name": "\ufffd", "exe": "/bin/\ufffd", "user": None, "cgroup": None, "state": "traced",
     }  # fmt: skip
     assert "path_b64" not in found
+
+
+class Trace:
+    """A trace that somebody disturbs: what looks at it give, one after the other."""
+
+    complete_to = 0
+
+    def __init__(self, *looks):
+        self.looks = list(looks)
+        self.astray = False
+
+    def take(self):
+        return [], []
+
+    def keep(self):
+        look = self.looks.pop(0) if self.looks else None
+        if isinstance(look, OSError):
+            raise look
+        return look
+
+    def since_kept(self):
+        return TraceLoss(2 * S, 4 * S, None)
+
+    def close(self):
+        pass
+
+
+def test_who_was_looked_at_before_the_trace_was_put_right_is_looked_at_again(who):
+    told(who, 1 * S, NEWTASK, 1, 7, b"sh", FORK)
+    who.trace = Trace(TraceLoss(2 * S, 3 * S + 9, None))
+    who._catch_up([seen(7, 3 * S, start=1 * S)])  # it may have become another one since
+    assert who._who(7, 4 * S, 5 * S) == GONE
+    who._catch_up([seen(7, 5 * S, "touch", "/bin/touch", start=1 * S)])
+    assert names(who._who(7, 4 * S, 5 * S)) == ("touch", "/bin/touch", "seen")
+
+
+def test_a_disturbance_that_cannot_be_put_right_yet_is_a_gap(who):
+    told(who, 1 * S, NEWTASK, 1, 7, b"sh", FORK)
+    told(who, 1 * S, EXEC, 7, 7, b"/bin/sh")
+    who.trace = Trace(OSError(errno.EMFILE, "no descriptor"), OSError(errno.EMFILE, "none"))
+    who._catch_up()
+    assert names(who._who(7, 3 * S, 4 * S)) == ("sh", "/bin/sh", "traced")
+    who.trace.astray = True
+    who._catch_up()
+    assert who._who(7, 3 * S, 4 * S) == GONE
+    assert who._tracing
+
+
+def test_a_trace_that_is_disturbed_all_the_time_is_one_gap(who):
+    told(who, 1 * S + 1, NEWTASK, 1, 7, b"sh", FORK)
+    told(who, 1 * S + 2, EXEC, 7, 7, b"/bin/sh")
+    losses = [TraceLoss(2 * S + n, 2 * S + n + 1, None) for n in range(1000)]
+    who.trace = Trace(*losses)
+    for _ in losses:
+        who._catch_up()
+    assert list(who._gaps)[1:] == [(2 * S, 2 * S + 1000)]

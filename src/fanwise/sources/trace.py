@@ -465,9 +465,19 @@ class TraceSource:
         self._found = []
         self.disturbances += 1
         self.disturbed = f"somebody {', '.join(found)}; this was put right"
+        loss = self.since_kept()
+        self._kept = loss.before
+        return loss
+
+    @property
+    def astray(self) -> bool:
+        """Whether a look found it not as it was made, and could not put it right yet."""
+        return bool(self._found)
+
+    def since_kept(self) -> TraceLoss:
+        """Give the time since the last look that found all as it was made: records may be lost."""
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        after, self._kept = min(self.complete_to, self._kept), now
-        return TraceLoss(after, now, None)
+        return TraceLoss(min(self.complete_to, self._kept), now, None)
 
     def lost_unseen(self) -> TraceLoss | None:
         """Look at the counters for losses that no page tells of; None when there are none new."""

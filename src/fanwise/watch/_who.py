@@ -330,22 +330,27 @@ class Who:
         try:
             loss = self.trace.keep()
         except OSError as error:
-            # Without a descriptor left it is looked at the next time.
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 self._give_up(f"it cannot be kept as it was made: {error}")
-            return
+                return
+            # Without a descriptor left it is put right the next time.
+            loss = self.trace.since_kept() if self.trace.astray else None
         if loss is not None:
             self._lose(loss)
 
     def _give_up(self, reason: str) -> None:
-        self._lose(TraceLoss(self.trace.complete_to, now(), None))
+        self._lose(self.trace.since_kept())
         self._tracing = False
         self.reason = f"the trace ended: {reason}"
         self.trace.close()
 
     def _lose(self, loss: TraceLoss) -> None:
         self._lost = True
-        self._gaps.append((loss.after, loss.before))
+        begin, end = self._gaps[-1] if self._gaps else (loss.before, 0)
+        if loss.after <= end:  # one after the other: one gap
+            self._gaps[-1] = min(begin, loss.after), max(end, loss.before)
+        else:
+            self._gaps.append((loss.after, loss.before))
         for holders in self._holders.values():
             for holder in holders:
                 if holder.sure_until is None:
@@ -436,6 +441,8 @@ class Who:
             self._dead.append(holder)
 
     def _attach(self, found: Look) -> None:
+        if self._tracing and found.begin < self._since():
+            return  # what it became until the loss ended is not known: it is looked at again
         holders = self._holders.get(found.pid, ())
         holder = next((h for h in reversed(holders) if h.start <= found.end), None)
         if holder is not None and not self._tracing:
