@@ -25,6 +25,12 @@ def run(*argv: str) -> None:
     assert done.returncode == 0, f"{' '.join(argv)}: {done.stderr}"
 
 
+def own_instances(tracefs: str) -> list[str]:
+    """The trace instances of this process."""
+    mine = f"fanwise-{os.getpid()}-"
+    return [name for name in os.listdir(f"{tracefs}/instances") if name.startswith(mine)]
+
+
 @contextmanager
 def loop_device(image: Path) -> Iterator[str]:
     """Attach an image to a free loop device; one lock around finding a free one."""

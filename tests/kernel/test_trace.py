@@ -15,7 +15,7 @@ import pytest
 from fanwise import DecodeError
 from fanwise.sources import trace
 from fanwise.sources.trace import STACK, TraceEvent, TraceSource, remove_dead
-from tests.kernel.conftest import run
+from tests.kernel.conftest import own_instances, run
 
 RENAME = TraceEvent("task/task_rename", ("pid", "newcomm"))
 HOLD = """
@@ -38,12 +38,6 @@ def rename_self(*names: str) -> None:
             os.write(fd, name.encode())
     finally:
         os.close(fd)
-
-
-def instances(tracefs: str) -> list[str]:
-    return [
-        n for n in os.listdir(f"{tracefs}/instances") if n.startswith(f"fanwise-{os.getpid()}-")
-    ]
 
 
 def machine(tracefs: str) -> dict[str, str]:
@@ -76,12 +70,12 @@ def test_nothing_outside_of_the_instance_changes(tracefs):
     with source:
         assert source.state == "UP"
         assert machine(tracefs) == before
-        assert len(instances(tracefs)) == 1
+        assert len(own_instances(tracefs)) == 1
         rename_self("fw-one")
         source.take()
     assert source.state == "CLOSED"
     assert machine(tracefs) == before
-    assert instances(tracefs) == []
+    assert own_instances(tracefs) == []
 
 
 def test_two_at_once(tracefs):
@@ -173,7 +167,7 @@ def test_a_missing_event_degrades(tracefs):
             assert source.state == "DOWN"
             assert events[0].name in str(source.reason)
             assert source.take() == ([], [])
-            assert instances(tracefs) == []
+            assert own_instances(tracefs) == []
 
 
 def test_no_tracefs(tmp_path):
@@ -241,10 +235,10 @@ def test_one_that_somebody_reads_is_closed_and_removed_by_the_next(tracefs):
         assert not any(os.path.exists(f"/proc/self/fd/{fd}") for fd in fds)
         assert Path(path, "tracing_on").read_text() == "0\n"
         with TraceSource([RENAME], tracefs=tracefs):
-            assert os.path.basename(path) in instances(tracefs)  # still read
+            assert os.path.basename(path) in own_instances(tracefs)  # still read
     with TraceSource([RENAME], tracefs=tracefs) as other:
-        assert instances(tracefs) == [os.path.basename(other.path)]
-    assert instances(tracefs) == []
+        assert own_instances(tracefs) == [os.path.basename(other.path)]
+    assert own_instances(tracefs) == []
 
 
 def test_one_that_somebody_removed_is_closed(tracefs):
@@ -339,10 +333,10 @@ def test_the_mount_that_it_was_made_through_goes(tracefs, tmp_path):
         assert source.counters()["entries"] >= 0
         with open(f"{tracefs}/instances/{os.path.basename(source.path)}/trace_pipe"):
             source.close()
-        assert instances(tracefs) != []  # read when it was to be removed
+        assert own_instances(tracefs) != []  # read when it was to be removed
     with TraceSource([RENAME], tracefs=tracefs):
         pass
-    assert instances(tracefs) == []
+    assert own_instances(tracefs) == []
 
 
 def test_the_mount_goes_while_it_is_made(tracefs, tmp_path, monkeypatch):
@@ -364,10 +358,10 @@ def test_the_mount_goes_while_it_is_made(tracefs, tmp_path, monkeypatch):
     with source:
         assert (source.state, source.reason) == ("UP", None)
         assert os.path.dirname(source.path) == f"{tracefs}/instances"
-        assert len(instances(tracefs)) == 1
+        assert len(own_instances(tracefs)) == 1
         rename_self("fw-one")
         assert STACK in [r.event for r in source.take()[0]]
-    assert instances(tracefs) == []
+    assert own_instances(tracefs) == []
     assert set(os.listdir("/proc/self/fd")) <= descriptors
 
 
@@ -437,7 +431,7 @@ def test_a_page_header_that_makes_no_sense(tracefs, monkeypatch):
     with TraceSource([RENAME], tracefs=tracefs) as source:
         assert source.state == "DOWN"
         assert "header_page" in source.reason
-        assert instances(tracefs) == []
+        assert own_instances(tracefs) == []
 
 
 def test_a_forked_child_lets_go_and_removes_nothing(tracefs):
@@ -489,12 +483,12 @@ def test_without_a_descriptor_left_it_is_down_or_closed_and_leaves_nothing(trace
                 assert "ulimit -n" in source.remedy
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        assert up or instances(tracefs) == []
+        assert up or own_instances(tracefs) == []
         free += 1
     resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
     try:
         source.close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert instances(tracefs) == []
+    assert own_instances(tracefs) == []
     assert len(os.listdir("/proc/self/fd")) == len(fds)

@@ -13,7 +13,7 @@ import pytest
 import fanwise
 from fanwise import Change
 from fanwise.watch import _who
-from tests.kernel.conftest import run
+from tests.kernel.conftest import own_instances, run
 from tests.kernel.test_watch_hard import no_descriptors
 from tests.kernel.watching import watching
 
@@ -44,7 +44,7 @@ def test_without_who_there_is_no_process(tmpfs, tracefs):
         (tmpfs / "a").touch()
         assert all(c.process is None for c in reader.told())
         assert reader.watch.who_limits is None
-        assert not [n for n in os.listdir(f"{tracefs}/instances") if f"-{os.getpid()}-" in n]
+        assert not own_instances(tracefs)
 
 
 def test_short_lived_writers_are_named(tmpfs, tracefs, pure):
@@ -71,7 +71,7 @@ def test_short_lived_writers_are_named(tmpfs, tracefs, pure):
         assert (own.exe, own.user, own.state) == (EXE, "root", "seen")
         assert own.cgroup is not None
         assert own.name == Path("/proc/self/comm").read_text().strip()
-    assert not [n for n in os.listdir(f"{tracefs}/instances") if f"-{os.getpid()}-" in n]
+    assert not own_instances(tracefs)
 
 
 def test_a_name_is_inherited_over_forks_and_kept_after_death(tmpfs, tracefs):
@@ -522,7 +522,7 @@ def test_a_trace_that_somebody_switches_off_names_nobody_wrong(tmpfs, tracefs, p
         (by,) = {c.process for c in of(told, tmpfs / "a")}
         assert by is not None
         assert by.name == "sh"
-        (name,) = (n for n in os.listdir(f"{tracefs}/instances") if f"-{os.getpid()}-" in n)
+        (name,) = own_instances(tracefs)
         Path(tracefs, "instances", name, how).write_text("0")
         shell.communicate(b"\n")  # what it became is not seen
         run("/usr/bin/touch", f"{tmpfs}/c")

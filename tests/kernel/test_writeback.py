@@ -15,13 +15,8 @@ from fanwise import ClosedError, FeatureMissing, NoSuchRoot
 from fanwise.health import _writeback, writeback_errors
 from fanwise.health._below import Below
 from fanwise.health._locate_child import above
-from tests.kernel.conftest import run, unmount
+from tests.kernel.conftest import own_instances, run, unmount
 from tests.kernel.faults import small_tmpfs, volume
-
-
-def own_instances(tracefs):
-    return [n for n in os.listdir(f"{tracefs}/instances") if f"-{os.getpid()}-" in n]
-
 
 DATABASE = """
 import os, sys
@@ -302,13 +297,15 @@ def test_a_forked_child_has_none_of_it(tmpfs, tracefs):
         links = [os.readlink(f"/proc/self/fd/{fd}") for fd in held]
         pid = os.fork()
         if pid == 0:
-            left = [fd for fd in held if os.path.exists(f"/proc/self/fd/{fd}")]
+            status = 2
             try:
-                errors.read()
-            except ClosedError:
+                left = [fd for fd in held if os.path.exists(f"/proc/self/fd/{fd}")]
+                with pytest.raises(ClosedError):
+                    errors.read()
                 errors.close()
-                os._exit(0 if not left else 1)
-            os._exit(2)
+                status = 1 if left else 0
+            finally:
+                os._exit(status)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert [os.readlink(f"/proc/self/fd/{fd}") for fd in held] == links
         assert errors.wait(0) == []
