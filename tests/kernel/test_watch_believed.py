@@ -8,7 +8,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 import fanwise
 from fanwise.kernel.contract import LISTED, LISTED_DIR, NOTE_NAMES, NOTE_SELF
 from fanwise.names import repair
+from fanwise.names.marker import Marker
 from fanwise.names.scan import Scanner
 from fanwise.names.verify import Verifier
 from tests.kernel.conftest import run, unmount
@@ -817,3 +818,46 @@ def test_two_directories_change_places_in_a_loss(
         w.until("created", tmpfs / "b")
         gate.set()
         w.check()
+
+
+@pytest.mark.parametrize("rung", ["inode-marks", "inotify"])
+@pytest.mark.parametrize("at", ["A", "K", "L"])
+@pytest.mark.parametrize("what", ["A", "A/K", "A into what was renamed"])
+def test_a_directory_moved_into_one_without_a_mark_before_it_is_marked(
+    tmpfs: Path,
+    pure: bool,
+    rung: str,
+    at: str,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The stream says that it left, and to nowhere: it is watched where the listing shows it."""
+    monkeypatch.setenv("FANWISE_RUNG", rung)
+    (tmpfs / "A/K/L").mkdir(parents=True)
+    real, armed = Marker.mark, [False]
+
+    def mark(marker: Marker, keys: Sequence[bytes], everything: bool) -> Any:
+        names = {os.path.basename(marker.lookup.path(key)) for key in keys}
+        if armed[0] and at.encode() in names:
+            armed[0] = False
+            n = tmpfs / "N"
+            n.mkdir()
+            if what == "A into what was renamed":
+                n = n.rename(tmpfs / "M")
+            (tmpfs / (what if what == "A/K" else "A")).rename(n / "x")
+        return real(marker, keys, everything)
+
+    monkeypatch.setattr(Marker, "mark", mark)
+    with fanwise.watch(tmpfs, pure=pure) as watch:
+        w = Watched(watch, tmpfs)
+        armed[0] = True
+        watch.pause()
+        (tmpfs / "lost").mkdir()
+        watch.resume()
+        w.check()
+        assert not armed[0]
+        made = {Path(directory) / "made" for directory, _, _ in os.walk(tmpfs)}
+        for path in made:
+            write(path)
+        w.check()
+        assert {str(path) for path in made} <= {c.path for c in w.consumer.told}

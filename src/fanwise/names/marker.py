@@ -61,6 +61,8 @@ class Marker:
         found, failed = self.mark(keys, bool(names))
         children = [(key, parent, name, False) for key, parent, name, is_dir in found if is_dir]
         bad = {key for key, _ in failed}
+        # Gone, or in one that is not marked yet: the stream tells, and it is scanned there.
+        failed = [each for each in failed if each[1] != errno.ESTALE]
         blobs: dict[bytes, list[bytes]] = {key: [] for key in keys if names and key not in bad}
         for _, parent, name, is_dir in found:
             if parent in blobs:
@@ -70,7 +72,11 @@ class Marker:
     def mark(
         self, keys: Sequence[bytes], everything: bool
     ) -> tuple[list[tuple[bytes, bytes, bytes, bool]], list[tuple[bytes, int]]]:
-        """Mark and list some directories; what is inside, and those that need another try."""
+        """Mark and list some directories: what is inside, and (key, errno) of those that failed.
+
+        EAGAIN: it moves, and needs another try. ESTALE: it is gone, or in a directory that is not
+        marked yet; the stream tells which.
+        """
         items = [(key, path) for key in keys if (path := self.lookup.path(key))]
         found, codes = self._mark(items, everything) if items else ([], [])
         again: list[tuple[bytes, bytes]] = []

@@ -378,6 +378,7 @@ class Resolver:
             found = ()
         scanned: list[tuple[bytes, int]] = []
         firsts = self.firsts()
+        leaving = self._leaving() if found else set()
         for children, failed in found:
             for key, code in failed:
                 if code not in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR):
@@ -385,6 +386,8 @@ class Resolver:
                     if tries < 4:  # what cannot be read at all is learnt by its changes
                         self._unread[key] = tries
             for key, parent, name, leaf in children:
+                if key in leaving:  # it may have left for here: found once more when that is told
+                    self.repair.want([parent])
                 at = self.tree.find(key)
                 if at >= 0:
                     self._join(at, parent, name, firsts.get(key))
@@ -431,7 +434,16 @@ class Resolver:
         if above < 0 and not now & flags.TOP and to >= 0:
             self.dirs.put(key, to, name)
             self.dirs.entered.append(key)
+            if self.marker is not None:  # what no path led to has no mark
+                self.dirs.back(at)
         self.dirs.want_scan(at)
+
+    def _leaving(self) -> set[bytes]:
+        # Directories of which unread records say that they left for where no mark was.
+        if self.marker is None:
+            return set()
+        records = *self.decoder.dir_records(), *self.intake.directories()
+        return {r[7] for r in records if r[7] is not None and r[0] & RENAME and r[5] is None}
 
     def _mark_fresh(self, rows: list[Any]) -> None:
         """Mark directories that were made, and tell of what is inside them already.
