@@ -604,6 +604,50 @@ def test_what_is_told_while_a_listing_waits_is_newer(
             assert str(a / "h") in found
 
 
+def test_names_that_merges_hid_cost_a_window_once(
+    tmpfs: Path, pure: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many directories went out of a circle while the one above them is listed."""
+    paced(pure, monkeypatch, PACE)
+    a, circles = tmpfs / "a", 60
+    for n in range(circles):
+        (a / f"x{n}").mkdir(parents=True)
+    held, look, real = Held(a, monkeypatch), Verifier._look, repair.names_of
+    seen: list[int] = []
+
+    def names_of(record: Any) -> Any:
+        seen.append(1)
+        return real(record)
+
+    with fanwise.watch(tmpfs, pure=pure) as watch:
+        w = Watched(watch, tmpfs)
+        mending = watch._groups[0].resolver.repair
+        told_gone, hidden = mending.told_gone, []
+        mending.told_gone = lambda *args: (hidden.append(args), told_gone(*args))[1]
+        held.armed.set()
+        watch.pause()
+        write(a / "g")
+        watch.resume()
+        try:
+            held.until(w)
+            until_paced(watch, tmpfs)
+            monkeypatch.setattr(Verifier, "_look", lambda *_: None)  # not yet
+            for n in range(circles):
+                for old, new in ("xy", "yu", "ux", "xy", "yv"):
+                    os.rename(a / f"{old}{n}", a / f"{new}{n}")
+            write(tmpfs / "end")
+            monkeypatch.setattr(repair, "names_of", names_of)
+            w.until("created", tmpfs / "end")
+        finally:
+            held.go_on.set()
+        assert len(hidden) >= circles
+        assert len(seen) < 4 * 5 * circles
+        assert mending._window is None
+        monkeypatch.setattr(Verifier, "_look", look)
+        write(tmpfs / "end again")
+        w.check()
+
+
 @pytest.mark.parametrize("into", ["a directory that is not hit", "its own, twice"])
 def test_a_file_that_was_changed_in_a_loss_moves_before_it_is_compared(
     tmpfs: Path, pure: bool, into: str, monkeypatch: pytest.MonkeyPatch

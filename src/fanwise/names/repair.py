@@ -49,6 +49,8 @@ class Repair:
         # Of directories handed out: what was told of names in them since, name -> (is there, is a
         # directory, key). The listing may be of before that.
         self._since: dict[bytes, dict[bytes, tuple[bool, bool, bytes | None]]] = {}
+        # Of the window being decoded: record -> its place, name -> the last that names it; or None.
+        self._window: tuple[dict[Any, int], dict[Name, int]] | None = None
         self._over: set[bytes] = set()  # too many: void, and listed again when that listing is here
         self._late: dict[bytes, dict[bytes, tuple[bool, bool, bytes | None]]] = {}  # of `_lists`
         self._twice: set[bytes] = set()  # listed once more for it
@@ -262,6 +264,7 @@ class Repair:
 
         And the directories that a window behind the loss names, until the queue was empty.
         """
+        self._window = None
         if self._out and self.listing:
             out, void = self._out, self._void
             if void:  # nobody takes what comes of those
@@ -320,10 +323,21 @@ class Repair:
         """
         if not self.listing or self._out.get(directory, 0) <= self._void.get(directory, 0):
             return
-        records = self._r.decoder.name_records(EVERYTHING)
-        behind = records[records.index(record) + 1 :] if record in records else []
-        if not any((directory, name) in names_of(each) for each in behind):
+        if self._window is None:
+            places: dict[Any, int] = {}
+            last: dict[Name, int] = {}
+            for place, each in enumerate(self._r.decoder.name_records(EVERYTHING)):
+                places.setdefault(each[:8], place)
+                last.update((named, place) for named in names_of(each))
+            self._window = places, last
+        places, last = self._window
+        at = places.get(record[:8])  # without the victim, which only the record in hand says
+        if at is None or last.get((directory, name), -1) <= at:
             self._since.setdefault(directory, {})[name] = False, True, None
+
+    def window_ended(self) -> None:
+        """Forget what was noted of the window that was decoded."""
+        self._window = None
 
     def rest(self, rows: list[Any]) -> bool:
         """The queue was empty, all before it is decoded; False when the tree cannot be mended."""

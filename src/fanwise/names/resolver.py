@@ -333,6 +333,7 @@ class Resolver:
                 self.files.emptied(self._empty_at)
         self.verifier.end(rows, self._drained)
         self.settler.end(self._drained)
+        self.repair.window_ended()
         for at in self._currents:
             self.tree.flag(at, 0, flags.CURRENT)
         self._currents.clear()
