@@ -128,7 +128,7 @@ class InotifySource(DirectorySource):
                     reader.tops.setdefault(key, path)
         for key, parent, name, is_dir in found:
             if is_dir:
-                reader.put(key, parent, name)
+                reader.found(key, parent, name)
 
     def mark_above(self, path: str) -> bool:
         """Nothing is heard of what is above: there is no key by which to tell a root's name."""
@@ -210,10 +210,18 @@ class Reader:
         """Learn where a directory is."""
         self._take_out(key)
         before = self._names.get((parent, name))
-        if before is not None:  # a rename put another in its place, and it is gone
-            self.places.pop(before, None)
+        # A rename put another in its place, and it is gone.
+        if before is not None and self.places.get(before) == (parent, name):
+            self.places.pop(before)
         self.places[key] = parent, name
         self._names[parent, name] = key
+
+    def found(self, key: _Dir, parent: _Dir, name: bytes) -> None:
+        """Learn where a directory was seen. What is unread may still say that it left elsewhere."""
+        before = self.places.get(key)
+        self.put(key, parent, name)
+        if before is not None and before != (parent, name):
+            self._names.setdefault(before, key)
 
     def _take_out(self, key: _Dir) -> None:
         place = self.places.pop(key, None)
@@ -342,7 +350,7 @@ class Reader:
             return FAN_RENAME, infos
         who = self._exchanged((key, name), (other, name2)) if other is not None else None
         if who is None:
-            who = self._names.get((key, name)) or self._nobody()
+            who = self._names.pop((key, name), None) or self._nobody()
         infos.append((_FID, who, None))
         if other is None:
             self._leave(who)
