@@ -909,3 +909,39 @@ def test_a_directory_moved_into_one_without_a_mark_before_it_is_marked(
             write(path)
         w.check()
         assert {str(path) for path in made} <= {c.path for c in w.consumer.told}
+
+
+def test_a_directory_that_goes_on_before_it_is_marked(
+    tmpfs: Path, pure: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It left for where no mark was, and went on between two that have one by then."""
+    monkeypatch.setenv("FANWISE_RUNG", "inode-marks")
+    for name in ("A/sub", "B", "D"):
+        (tmpfs / name).mkdir(parents=True)
+    real = Marker.mark
+    steps = [
+        (),
+        ("A", "D/n"),
+        ("D/n", "B/m"),
+    ]  # before each round of marks
+
+    def mark(marker: Marker, keys: Sequence[bytes], everything: bool) -> Any:
+        if armed and steps and (step := steps.pop(0)):
+            os.rename(*(tmpfs / name for name in step))
+        return real(marker, keys, everything)
+
+    armed: list[bool] = []
+    monkeypatch.setattr(Marker, "mark", mark)
+    with fanwise.watch(tmpfs, pure=pure) as watch:
+        w = Watched(watch, tmpfs)
+        armed.append(True)
+        watch.pause()
+        (tmpfs / "lost").mkdir()
+        watch.resume()
+        w.check()
+        assert not steps
+        made = {Path(directory) / "made" for directory, _, _ in os.walk(tmpfs)}
+        for path in made:
+            write(path)
+        w.check()
+        assert {str(path) for path in made} <= {c.path for c in w.consumer.told}

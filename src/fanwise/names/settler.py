@@ -244,6 +244,7 @@ class Settler:
                     self.files.displaced(rows, at)
         self._onto.add((parent, name2))
         known = self.tree.find(target) >= 0
+        nowhere = known and self._is_nowhere(target)
         at = self._put(target, parent, name2)
         own = any(r.key == target for r in self.dirs.roots)
         if old is not None and old[0] and new[0]:
@@ -264,12 +265,17 @@ class Settler:
             # have left for there: what it holds is told again.
             self.tree.flag(at, flags.SCANNED, 0)
             self.dirs.fresh.append(target)
-        elif directory is None and known:
+        elif known and (directory is None or (nowhere and self.dirs.marks)):
             self.dirs.back(at)
         self.dirs.want_scan(at)
         if new[0] and (old is None or not old[0]):
             self.dirs.entered.append(target)
         self.dirs.note_move(target, directory2 or b"")
+
+    # It left for where no mark was; where each directory has one of its own it has none then.
+    def _is_nowhere(self, key: bytes) -> bool:
+        above, _, now, _, _ = self.tree.info(self.tree.find(key))
+        return above < 0 and not now & flags.TOP
 
     def _adrift(self, record: Record) -> None:
         # It went into a directory that cannot be placed. That may be one of which only a loss
