@@ -170,6 +170,8 @@ GUARANTEES: dict[str, dict[str, str]] = {
         "moved out": "the directory is told as deleted; its watches are taken off",
         "exchanged": "directories that change places before one of them is marked cannot be told"
         " from a rename there and back: corrected, and what is in the new one is not told",
+        "renamed while repaired": "a directory that is renamed, more than once, while its watch is"
+        " set again after a loss may stay without one, which is not told",
         "replaced": "not told",
         "unlinked": "not told",
         "roots that move": "not followed: a removed root ends, a moved one goes on with its"
