@@ -422,6 +422,7 @@ Notify.TestCase.settings = settings(
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
+    derandomize=False,
     database=None,
 )
 TestNotify = Notify.TestCase

@@ -251,6 +251,7 @@ Reserved.TestCase.settings = settings(
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
+    derandomize=False,
     database=None,
 )
 TestReserved = Reserved.TestCase

@@ -483,6 +483,7 @@ Verdicts.TestCase.settings = settings(
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
+    derandomize=False,
     database=None,
 )
 TestVerdicts = Verdicts.TestCase
