@@ -653,7 +653,7 @@ def test_a_path_on_what_hangs_is_answered_in_time(tmp_path, follow, look):
         try:
             began = time.monotonic()
             status, (state,), incidents, _ = look(it.point / "d")
-            assert time.monotonic() - began < 30
+            assert time.monotonic() - began < 10
         finally:
             it.faults.clear()
         assert (status, state["state"]) == (1, "hung")

@@ -78,7 +78,7 @@ def test_the_whole_group_of_a_program_ends_with_its_time(script, tmp_path):
     began = time.monotonic()
     outcome = outcome_of(Program("p", [program], limit=3.0))  # it has begun by then
     assert outcome.reason.endswith("was killed after 3 s")
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 20
     for pid in pids.read_text().split():
         assert ended(int(pid))
 
@@ -256,7 +256,7 @@ def test_a_try_has_a_deadline_over_all_of_it(answer):
         outcome = outcome_of(Webhook("w", url, tries=1, **QUICK | {"limit": 0.5}))
     assert "in time" in outcome.reason or "503" in outcome.reason
     assert len(outcome.output) <= 4096
-    assert outcome.seconds < 30
+    assert outcome.seconds < 10
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -290,7 +290,7 @@ def test_a_server_says_when_to_come_back():
     with server(says(503, "Retry-After: 86400\r\n"), says(200)) as (url, _):
         outcome = outcome_of(Webhook("w", url, most=0.1, **QUICK))
     assert outcome.reason is None
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 20
 
 
 def test_nobody_listens():
@@ -308,12 +308,12 @@ def test_a_server_that_hangs_does_not_hold_up_who_calls_or_the_end():
         began = time.monotonic()
         for _ in range(1000):
             sink.offer(BODY)
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 5
         until = time.monotonic() + 60
         while not requests and time.monotonic() < until:
             time.sleep(0.01)
         assert sink.close(0.1)
-        assert time.monotonic() - began < 120
+        assert time.monotonic() - began < 30
     counts = sink.counts()
     assert counts.dropped >= 994
     assert counts.failed + counts.dropped == 1000

@@ -289,7 +289,7 @@ def test_a_helper_that_hangs_is_told_and_nothing_waits(tmp_path):
             begin = time.monotonic()
             for tag in ("first", "second"):
                 locate.submit(Question(tag=tag, ino=ino, **fs))
-            assert time.monotonic() - begin < 10
+            assert time.monotonic() - begin < 0.5
             assert len(locate._helpers) == 1, "one helper a filesystem"
             reading(it)
             late.append(SECONDS + MARGIN)
@@ -327,7 +327,7 @@ def test_closing_does_not_wait_for_one_that_hangs(tmp_path):
         begin = time.monotonic()
         locate.close()
         locate.close()
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 2
         it.faults.clear()
         until = time.monotonic() + 60
         while os.path.exists(f"/proc/{pid}"):  # reaped, when another one begins or ends
@@ -435,8 +435,8 @@ def test_a_path_on_what_hangs_is_known_by_its_name(tmp_path, let_go):
         it.faults.hang("read")
         try:
             before = time.monotonic()
-            hung, above, other = targets([it.point / "a/b", it.point, tmp_path], 2.0)
-            assert time.monotonic() - before < 20
+            hung, above, other = targets([it.point / "a/b", it.point, tmp_path], 1.0)
+            assert time.monotonic() - before < 3
         finally:
             it.faults.clear()
         assert (hung.key, hung.path, hung.device) == (None, str(it.point / "a/b"), above.device)

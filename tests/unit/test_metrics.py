@@ -269,7 +269,7 @@ def slow_clients(server):
         slow.append(client)
     began = time.monotonic()
     assert len(get(server)[2]) == 8_000_000
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 20
     # Each of the slow ones is ended by the server, sooner or later.
     for client in slow:
         try:
